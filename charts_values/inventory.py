@@ -1,0 +1,297 @@
+"""The clusters of `inventory`: what an entry may say, read once and checked once.
+
+`inventory` is a plain Python file, so that pyinfra reads it as it is. It holds a table of clusters; this
+module turns an entry into a Cluster, or into one line that says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import GpureadyError, InputError
+
+DEFAULT_CLUSTER = "rehearsal"
+STATE_SCHEMA = 1
+STATE_FILE = "state.json"
+
+_reading: ContextVar[bool] = ContextVar("reading", default=False)
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "platform": ("kubeadm", "k3s", "hosted", "vcluster"),
+    "driver_owner": ("operator", "host"),
+    "ofed_owner": ("operator", "host", "inbox"),
+    "dra": ("off", "compute-domains", "gpus"),
+    "rdma": ("ib", "roce", "none"),
+    "capacity": ("reserved", "spot"),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Nodes that are promised to be alike.
+
+    ``resources`` maps extended resources to the count that each node must offer. ``nic_gbits_s`` is the
+    line rate of one NIC in Gb/s. A node belongs to the group when ``nodes`` names it or, where ``nodes`` is
+    empty, when it carries every label of ``selector``.
+    """
+
+    name: str
+    count: int
+    gpu_product: str
+    resources: Mapping[str, int]
+    nodes: tuple[str, ...] = ()
+    selector: Mapping[str, str] = field(default_factory=dict)
+    nics: int = 0
+    nic_gbits_s: float = 0.0
+    rdma: str = "none"
+    capacity: str = "reserved"
+    taints: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one node."""
+        return self.resources.get("nvidia.com/gpu", 0)
+
+    @property
+    def rdma_resources(self) -> dict[str, int]:
+        """The resources that give a pod its RDMA devices."""
+        return {key: count for key, count in self.resources.items() if key.startswith("rdma/")}
+
+    def holds(self, node: Mapping[str, Any]) -> bool:
+        """Whether a Node object belongs to this group."""
+        meta = node.get("metadata", {})
+        if self.nodes:
+            return meta.get("name") in self.nodes
+        labels = meta.get("labels", {})
+        return bool(self.selector) and all(labels.get(key) == value for key, value in self.selector.items())
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One entry of `inventory`. ``entry`` is the table it was read from, as JSON can hold it."""
+
+    name: str
+    entry: Mapping[str, Any]
+    groups: tuple[Group, ...]
+    kubeconfig: str | None = None
+    context: str | None = None
+    cluster_uid: str | None = None
+    platform: str = "kubeadm"
+    pod_cidr: str = ""
+    service_cidr: str = ""
+    node_cidrs: tuple[str, ...] = ()
+    rail_cidrs: tuple[str, ...] = ()
+    api_server: str = ""
+    management_nics: tuple[str, ...] = ()
+    driver_version: str = ""
+    driver_owner: str = "operator"
+    ofed_owner: str = "inbox"
+    dra: str = "off"
+    charts: str | None = None
+    adopt: tuple[str, ...] = ()
+    maintenance: tuple[str, ...] = ()
+    ssh_nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    images: Mapping[str, str] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    rehearsal: bool = False
+    state_dir: str | None = None
+    folder: Path | None = None
+
+    @property
+    def gpu_taints(self) -> list[dict[str, str]]:
+        """The taints of all groups, each once."""
+        seen: list[dict[str, str]] = []
+        for group in self.groups:
+            for taint in group.taints:
+                if dict(taint) not in seen:
+                    seen.append(dict(taint))
+        return seen
+
+    @property
+    def wants_rdma(self) -> bool:
+        """Whether any group is promised RDMA."""
+        return any(group.rdma != "none" for group in self.groups)
+
+    @property
+    def values_folder(self) -> Path | None:
+        """``charts_values/<cluster>`` beside `inventory`, where it exists."""
+        folder = self.folder / "charts_values" / self.name if self.folder else None
+        return folder if folder and folder.is_dir() else None
+
+
+def parse(name: str, entry: Mapping[str, Any], folder: Path | None = None) -> Cluster:
+    """Check an entry and give it its types.
+
+    Raises InputError with one line that names the key and what it may be.
+    """
+    where = f"inventory, cluster {name!r}"
+    known = {f.name for f in dataclasses.fields(Cluster)} - {"name", "entry", "folder"}
+    unknown = sorted(set(entry) - known)
+    if unknown:
+        raise InputError(f"{where}: unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}")
+    _check_choices(where, entry)
+    groups = tuple(_group(where, key, value) for key, value in _table(where, entry, "groups").items())
+    if not groups:
+        raise InputError(f"{where}: `groups` is empty; name at least one group of GPU nodes")
+    for key in ("pod_cidr", "service_cidr"):
+        _cidr(where, key, str(entry.get(key, "")))
+    lists: dict[str, tuple[str, ...]] = {}
+    for key in ("node_cidrs", "rail_cidrs", "management_nics", "adopt", "maintenance"):
+        lists[key] = _strings(where, key, entry.get(key, ()))
+    for key in ("node_cidrs", "rail_cidrs"):
+        for cidr in lists[key]:
+            _cidr(where, key, cidr)
+    if not entry.get("driver_version"):
+        raise InputError(f"{where}: `driver_version` is missing; the chart's own default moves between releases")
+    plain = {key: value for key, value in entry.items() if key not in lists and key != "groups"}
+    given: dict[str, Any] = {**plain, **lists}
+    return Cluster(name=name, entry=dict(entry), groups=groups, folder=folder, **given)
+
+
+def choose(table: Mapping[str, Mapping[str, Any]], file: str) -> Cluster | None:
+    """The cluster that $CLUSTER names, for the last lines of `inventory`.
+
+    A mistake prints one line and exits 2: the one form in which pyinfra shows a clean line. None only while
+    `read` wants the table alone.
+    """
+    if _reading.get():
+        return None
+    try:
+        return select(table, os.environ.get("CLUSTER") or DEFAULT_CLUSTER, Path(file).resolve().parent)
+    except GpureadyError as error:
+        _stop(str(error))
+
+
+def select(table: Mapping[str, Mapping[str, Any]], name: str, folder: Path | None) -> Cluster:
+    """The entry ``name`` of the table, parsed; the rehearsal entry is read from its state folder.
+
+    Raises InputError.
+    """
+    if name not in table:
+        raise InputError(f"inventory has no cluster {name!r}; it has {', '.join(sorted(table)) or 'none'}")
+    entry = table[name]
+    if entry.get("rehearsal"):
+        entry = {**_rehearsal_entry(folder), **entry}
+    return parse(name, entry, folder)
+
+
+def read(path: str | Path) -> tuple[dict[str, Mapping[str, Any]], Path]:
+    """The table of clusters in an inventory file, without choosing one; and the file's folder.
+
+    Raises InputError.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{file} is not an inventory file; name one with --inventory")
+    # The file chooses a cluster at its end, which fails while that one is down; only the table is wanted.
+    token = _reading.set(True)
+    try:
+        names = runpy.run_path(str(file))
+    except SystemExit as error:
+        raise InputError(f"{file} stopped with exit {error.code}") from error
+    except Exception as error:
+        raise InputError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+    finally:
+        _reading.reset(token)
+    table = names.get("_CLUSTERS")
+    if not isinstance(table, dict) or not table:
+        raise InputError(f"{file} defines no table _CLUSTERS")
+    return table, file.resolve().parent
+
+
+def hosts(cluster: Cluster | None) -> list[tuple[str, dict[str, Any]]]:
+    """The machines that pyinfra reaches over SSH, as pyinfra wants them."""
+    return [(name, dict(data)) for name, data in (cluster.ssh_nodes if cluster else {}).items()]
+
+
+def state_folder(folder: Path | None, given: str | None = None) -> Path:
+    """The rehearsal's state: given, else $GPUREADY_STATE_DIR, else .rehearsal beside inventory."""
+    chosen = given or os.environ.get("GPUREADY_STATE_DIR")
+    return Path(chosen).resolve() if chosen else (folder or Path.cwd()).resolve() / ".rehearsal"
+
+
+def _rehearsal_entry(folder: Path | None) -> dict[str, Any]:
+    file = state_folder(folder) / STATE_FILE
+    try:
+        state = json.loads(file.read_text())
+        entry: dict[str, Any] = state["entry"]
+    except FileNotFoundError:
+        raise InputError("no rehearsal cluster is up; start one with: gpuready rehearse up") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{file} is damaged ({error}); mend it with: gpuready rehearse up") from error
+    return entry
+
+
+def _group(where: str, name: str, value: Any) -> Group:
+    here = f"{where}, group {name!r}"
+    if not isinstance(value, Mapping):
+        raise InputError(f"{here} is no table")
+    known = {f.name for f in dataclasses.fields(Group)} - {"name"}
+    unknown = sorted(set(value) - known)
+    if unknown:
+        raise InputError(f"{here}: unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}")
+    _check_choices(here, value)
+    nodes = _strings(here, "nodes", value.get("nodes", ()))
+    count = value.get("count", len(nodes))
+    if not isinstance(count, int) or count < 1:
+        raise InputError(f"{here}: it has no nodes; give `nodes` (names) or `count` with `selector` (labels)")
+    if nodes and count != len(nodes):
+        raise InputError(f"{here}: `count` says {count} and `nodes` names {len(nodes)}")
+    if not nodes and not value.get("selector"):
+        raise InputError(f"{here}: say which nodes belong to it, by `nodes` (names) or `selector` (labels)")
+    for key in ("gpu_product", "resources"):
+        if not value.get(key):
+            raise InputError(f"{here}: `{key}` is missing")
+    resources = _table(here, value, "resources")
+    if not all(isinstance(number, int) and number > 0 for number in resources.values()):
+        raise InputError(f"{here}: `resources` maps names to whole numbers above 0, such as nvidia.com/gpu: 8")
+    rest = {key: value[key] for key in ("selector", "nics", "nic_gbits_s", "rdma", "capacity") if key in value}
+    return Group(
+        name=name,
+        count=count,
+        gpu_product=str(value["gpu_product"]),
+        resources=dict(resources),
+        nodes=nodes,
+        taints=tuple(dict(taint) for taint in value.get("taints", ())),
+        **rest,
+    )
+
+
+def _check_choices(where: str, value: Mapping[str, Any]) -> None:
+    for key, allowed in _CHOICES.items():
+        if key in value and value[key] not in allowed:
+            raise InputError(f"{where}: `{key}` is {value[key]!r}; it may be {', '.join(allowed)}")
+
+
+def _table(where: str, value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    table = value.get(key, {})
+    if not isinstance(table, Mapping):
+        raise InputError(f"{where}: `{key}` must be a table, not {type(table).__name__}")
+    return table
+
+
+def _strings(where: str, key: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(x, str) for x in value):
+        raise InputError(f"{where}: `{key}` must be a list of names")
+    return tuple(value)
+
+
+def _cidr(where: str, key: str, value: str) -> None:
+    try:
+        ip_network(value)
+    except ValueError as error:
+        raise InputError(f"{where}: `{key}` is {value!r}: {error}; write it like 10.244.0.0/16") from error
+
+
+def _stop(message: str) -> NoReturn:
+    print(f"gpuready: {message}", file=sys.stderr)
+    sys.exit(2)
