@@ -1,0 +1,1 @@
+"""Acceptance: probe pods on the nodes. plan decides, manifests writes, run does, verdicts reads."""

@@ -1,0 +1,220 @@
+"""Runs the probe pods of an acceptance and brings their evidence home; leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from gpuready.charts_values.errors import ApiError, GpureadyError
+from gpuready.charts_values.inventory import Cluster
+from gpuready.charts_values.kube import Api
+
+from ..evidence import Evidence, Object, ReadFailure
+from . import manifests
+from .plan import Plan, Target
+from .verdicts import RUN_LABEL, WORKLOAD_LABEL
+
+JOBS = f"/apis/batch/v1/namespaces/{manifests.NAMESPACE}/jobs"
+PODS = f"/api/v1/namespaces/{manifests.NAMESPACE}/pods"
+NAMESPACE = f"/api/v1/namespaces/{manifests.NAMESPACE}"
+_COLLECTIONS = {
+    "Job": JOBS,
+    "ConfigMap": f"{NAMESPACE}/configmaps",
+    "Service": f"{NAMESPACE}/services",
+}
+POLL_SECONDS = 0.5
+CLEANUP_SECONDS = 60.0
+LOG_SECONDS = 20.0
+SMI_SECONDS = 300
+
+Progress = Callable[[str], None]
+
+
+class Acceptance:
+    """One run: ``start``, ``smi`` and ``nccl`` in this order, ``clean`` always.
+
+    ``seconds`` bounds the whole run; the anchor's deadline lies a minute behind it.
+    """
+
+    def __init__(self, api: Api, cluster: Cluster, *, seconds: float, progress: Progress) -> None:
+        self.api = api
+        self.cluster = cluster
+        self.run = secrets.token_hex(3)
+        self.deadline = time.monotonic() + seconds
+        self._seconds = seconds
+        self._progress = progress
+        self._anchor: Object = {}
+
+    def start(self) -> None:
+        """Namespace, priority class and anchor. Raises ApiError where a permission is missing."""
+        self._ensure("/api/v1/namespaces", manifests.namespace())
+        self._ensure("/apis/scheduling.k8s.io/v1/priorityclasses", manifests.priority_class())
+        self._anchor = self.api.create(JOBS, manifests.anchor(self.run, int(self._seconds) + 60))
+
+    def smi(self, plan: Plan, evidence: Evidence) -> None:
+        """nvidia-smi on every target at once; pods, logs and XML go into the evidence."""
+        if not plan.targets:
+            return
+        if self.cluster.dra == "gpus":
+            version = evidence.about.get("dra_versions", ["v1"])[0]
+            template = manifests.claim_template(self.run, f"resource.k8s.io/{version}", self._anchor)
+            path = f"/apis/{template['apiVersion']}/namespaces/{manifests.NAMESPACE}/resourceclaimtemplates"
+            self.api.create(path, template)
+        seconds = max(1, int(min(SMI_SECONDS, self._left())))
+        jobs = [
+            manifests.smi_job(self.run, number, target, self.cluster, self._anchor, seconds)
+            for number, target in enumerate(plan.targets)
+        ]
+        planned = {job["metadata"]["name"]: t.node for job, t in zip(jobs, plan.targets, strict=True)}
+        evidence.about.setdefault("planned", {}).update(planned)
+        self._create(jobs)
+        pods = self._wait("nvidia-smi", len(jobs), seconds, "nvidia-smi")
+        logs = self._logs("nvidia-smi", pods)
+        evidence.cluster.setdefault("pods", []).extend(pods)
+        evidence.logs["nvidia-smi"] = logs
+        for pod in pods:
+            xml = _xml(logs.get(pod["metadata"]["name"], ""))
+            if xml and pod["spec"].get("nodeName"):
+                evidence.nodes.setdefault(pod["spec"]["nodeName"], {})["nvidia-smi.xml"] = xml
+        self._drop(jobs)
+
+    def nccl(self, workload: str, targets: Sequence[Target], evidence: Evidence) -> None:
+        """One all-reduce over the targets; pods and logs go into the evidence."""
+        seconds = max(1, int(min(900, self._left())))
+        objects = manifests.nccl_objects(self.run, workload, targets, self.cluster, self._anchor, seconds)
+        self._create(objects)
+        what = f"NCCL all-reduce on {len(targets)} nodes"
+        pods = self._wait(workload, len(targets), seconds, what)
+        evidence.cluster.setdefault("pods", []).extend(pods)
+        evidence.logs[workload] = self._logs(workload, pods)
+        evidence.about.setdefault("nccl", {})[workload] = {"nodes": [target.node for target in targets]}
+        # The next run needs these GPUs.
+        self._drop(objects)
+
+    def clean(self, evidence: Evidence) -> None:
+        """Delete what the run made and wait until it is gone; what stays is recorded for the report."""
+        if not self._anchor:
+            return
+        self._progress("cleaning up")
+        deadline = time.monotonic() + CLEANUP_SECONDS
+        left: list[str] = []
+        try:
+            self.api.delete(f"{JOBS}/{self._anchor['metadata']['name']}")
+            while True:
+                left = self._leftovers()
+                if not left or time.monotonic() > deadline:
+                    break
+                time.sleep(POLL_SECONDS)
+        except GpureadyError as error:
+            left = [str(error)]
+        evidence.about["leftovers"] = left
+
+    # -- details ------------------------------------------------------------------------------------------
+
+    def _left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def _ensure(self, path: str, item: Object) -> None:
+        if self.api.find(f"{path}/{item['metadata']['name']}") is None:
+            try:
+                self.api.create(path, item)
+            except ApiError as error:
+                if not error.conflict:
+                    raise
+
+    def _create(self, items: Sequence[Object]) -> None:
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            list(pool.map(lambda item: self.api.create(_COLLECTIONS[item["kind"]], item), items))
+
+    def _drop(self, items: Sequence[Object]) -> None:
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            list(
+                pool.map(
+                    lambda item: self.api.delete(f"{_COLLECTIONS[item['kind']]}/{item['metadata']['name']}"),
+                    items,
+                )
+            )
+
+    def _pods(self, workload: str) -> list[Object]:
+        selector = f"{RUN_LABEL}={self.run},{WORKLOAD_LABEL}={workload}"
+        # Not from the watch cache: a pod that just ended must be seen.
+        return self.api.list(PODS, labelSelector=selector, resourceVersion="")
+
+    def _wait(self, workload: str, count: int, seconds: float, what: str) -> list[Object]:
+        """The workload's pods once all have ended, or as they are when the time is up."""
+        deadline = time.monotonic() + min(seconds, max(1.0, self._left()))
+        while True:
+            pods = self._pods(workload)
+            ended = sum(pod.get("status", {}).get("phase") in ("Succeeded", "Failed") for pod in pods)
+            self._progress(f"{what}: {ended} of {count} pods done")
+            if ended >= count or time.monotonic() > deadline:
+                return pods
+            time.sleep(POLL_SECONDS)
+
+    def _logs(self, workload: str, pods: Sequence[Object]) -> dict[str, str]:
+        names = [p["metadata"]["name"] for p in pods if p["status"].get("phase") in ("Succeeded", "Failed")]
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            return dict(zip(names, pool.map(self._log, names), strict=True))
+
+    def _log(self, pod: str) -> str:
+        """A pod's log; empty where the cluster does not give it within the deadline."""
+        deadline = time.monotonic() + LOG_SECONDS
+        while True:
+            try:
+                text = self.api.text(f"{PODS}/{pod}/log")
+            except GpureadyError:
+                text = ""
+            if text or time.monotonic() > deadline:
+                return text
+            time.sleep(POLL_SECONDS)
+
+    def _leftovers(self) -> list[str]:
+        selector = f"{RUN_LABEL}={self.run}"
+        left: list[str] = []
+        for kind, path in (*_COLLECTIONS.items(), ("Pod", PODS)):
+            items = self.api.list(path, labelSelector=selector, resourceVersion="")
+            left += [f"{kind} {item['metadata']['name']}" for item in items]
+        return left
+
+
+def remove_stale(api: Api) -> int:
+    """Delete the anchors of runs that were killed before their cleanup; returns how many.
+
+    An anchor belongs to a live run while its deadline has not passed, so only failed ones go.
+    """
+    try:
+        anchors = api.list(JOBS, labelSelector="gpuready.io/probe=anchor", resourceVersion="")
+    except ApiError as error:
+        if error.missing or error.forbidden:
+            return 0
+        raise
+    stale = [one for one in anchors if _failed(one)]
+    for one in stale:
+        api.delete(f"{JOBS}/{one['metadata']['name']}")
+    return len(stale)
+
+
+def running_pods(api: Api) -> list[Object]:
+    """The pods of the cluster that may hold GPUs."""
+    return api.list("/api/v1/pods", fieldSelector="status.phase!=Succeeded,status.phase!=Failed")
+
+
+def record_failure(evidence: Evidence, what: str, error: GpureadyError) -> None:
+    """Keep an error of the run with the reads that failed."""
+    kind = "forbidden" if isinstance(error, ApiError) and error.forbidden else "unreachable"
+    evidence.failures[what] = ReadFailure(kind, str(error))
+
+
+def _failed(job: Object) -> bool:
+    conditions: list[dict[str, Any]] = job.get("status", {}).get("conditions") or []
+    return any(one["type"] == "Failed" and one["status"] == "True" for one in conditions)
+
+
+def _xml(text: str) -> str:
+    """The XML document within a probe's log, else nothing."""
+    found = re.search(r"<\?xml.*?</nvidia_smi_log>\s*", text, re.DOTALL)
+    return found.group(0) if found else ""

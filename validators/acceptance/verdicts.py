@@ -1,0 +1,73 @@
+"""What probe pods say: termination messages, exit codes and why a pod did not start. Pure functions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..evidence import Evidence, Object
+
+RUN_LABEL = "gpuready.io/run"
+PROBE_LABEL = "gpuready.io/probe"
+WORKLOAD_LABEL = "gpuready.io/workload"
+NODE_LABEL = "gpuready.io/node"
+
+
+@dataclass(frozen=True)
+class PodVerdict:
+    """One probe pod as the API shows it at the end.
+
+    ``message`` is its JSON termination message, empty where there was none; ``exit_code`` is None while the
+    container has not ended; ``waiting`` says why it has not started.
+    """
+
+    pod: str
+    node: str | None
+    phase: str
+    exit_code: int | None = None
+    waiting: str = ""
+    message: dict[str, Any] = field(default_factory=dict)
+
+
+def verdict_of(pod: Object) -> PodVerdict:
+    """Read a pod's status."""
+    status = pod.get("status", {})
+    containers = status.get("containerStatuses") or []
+    state = containers[0].get("state", {}) if containers else {}
+    ended = state.get("terminated")
+    return PodVerdict(
+        pod=pod["metadata"]["name"],
+        node=pod["spec"].get("nodeName"),
+        phase=status.get("phase", "Unknown"),
+        exit_code=ended.get("exitCode") if ended else None,
+        waiting=_waiting(status, state),
+        message=_json((ended or {}).get("message")),
+    )
+
+
+def probe_pods(evidence: Evidence, workload: str) -> list[PodVerdict]:
+    """The verdicts of one workload's pods of this run, in the order of their names."""
+    mine = {WORKLOAD_LABEL: workload, RUN_LABEL: evidence.about.get("run")}
+    pods = [pod for pod in evidence.objects("pods") if mine.items() <= (pod["metadata"].get("labels") or {}).items()]
+    return [verdict_of(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))]
+
+
+def _waiting(status: Object, state: Object) -> str:
+    waiting = state.get("waiting") or {}
+    if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+        return f"{waiting['reason']}: {waiting.get('message', '')}".strip(": ")
+    for one in status.get("conditions") or ():
+        if one.get("type") == "PodScheduled" and one.get("status") == "False":
+            return f"{one.get('reason', 'not scheduled')}: {one.get('message', '')}".strip(": ")
+    if status.get("reason"):
+        return f"{status['reason']}: {status.get('message', '')}".strip(": ")
+    return str(waiting.get("reason", ""))
+
+
+def _json(text: str | None) -> dict[str, Any]:
+    try:
+        data = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}

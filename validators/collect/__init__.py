@@ -1,0 +1,1 @@
+"""Collectors read; they never judge."""

@@ -1,0 +1,1 @@
+"""Reports print a Run; they never change it."""

@@ -1,0 +1,55 @@
+"""Puts like results together: one entry per check, status and cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..model import Result, Status
+from .names import fold
+
+
+@dataclass(frozen=True)
+class ResultGroup:
+    """Results of one check with one status and one cause, in the run's order."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def first(self) -> Result:
+        """The one that stands for all."""
+        return self.results[0]
+
+    @property
+    def bad(self) -> bool:
+        """Whether someone should look at it."""
+        return self.first.status.rank >= Status.WARN.rank
+
+    @property
+    def subjects(self) -> str:
+        """The subjects' names, folded."""
+        return fold(result.finding.subject.name for result in self.results)
+
+    @property
+    def count(self) -> str:
+        """Such as ``4 nodes``."""
+        kinds = {result.finding.subject.kind for result in self.results}
+        word = kinds.pop() if len(kinds) == 1 else "subject"
+        number = len(self.results)
+        return f"{number} {word}{'s' if number > 1 else ''}"
+
+    @property
+    def follows(self) -> str | None:
+        """The check that this follows from, when all its results do."""
+        causes = {result.caused_by for result in self.results}
+        if None in causes:
+            return None
+        return ", ".join(sorted({str(cause).partition("/")[0] for cause in causes}))
+
+
+def group(results: Iterable[Result]) -> list[ResultGroup]:
+    """Groups in the order of their first result."""
+    found: dict[tuple[str, Status, str], list[Result]] = {}
+    for result in results:
+        found.setdefault((result.check, result.status, result.finding.cause), []).append(result)
+    return [ResultGroup(tuple(members)) for members in found.values()]

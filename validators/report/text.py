@@ -1,0 +1,132 @@
+"""The report for people: the answer first, then what to run, what not to do, counts, then the groups."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from ..model import Result, Run, Status
+from .groups import ResultGroup, group
+
+STYLES = {
+    Status.PASS: "green",
+    Status.SKIP: "dim",
+    Status.WARN: "yellow",
+    Status.UNPROVEN: "magenta",
+    Status.ERROR: "magenta",
+    Status.FAIL: "bold red",
+}
+_WORDS = {"pass": "PASS", "fail": "FAIL", "incomplete": "INCOMPLETE"}
+_INDENT = " " * 10
+# More groups than this hide the answer; the JSON has them all.
+_SHOWN_BAD_GROUPS = 20
+
+
+def lines(run: Run) -> list[Text]:
+    """The report as styled lines."""
+    groups = group(run.results)
+    bad = [one for one in groups if one.bad]
+    out = [_answer(run, bad)]
+    if bad:
+        first = bad[0].first
+        if first.fix:
+            out.append(_field("fix", first.fix, indent=""))
+        if first.avoid:
+            out.append(_field("avoid", first.avoid, indent=""))
+    out.append(Text(counts(run), "dim"))
+    out += [Text(note, "dim") for note in run.notes]
+    for one in bad[:_SHOWN_BAD_GROUPS]:
+        out += [Text(), *_entry(one)]
+    if len(bad) > _SHOWN_BAD_GROUPS:
+        out += [Text(), Text(f"and {len(bad) - _SHOWN_BAD_GROUPS} more groups; -o json lists them", "dim")]
+    good = [one for one in groups if not one.bad]
+    if good:
+        out += [Text(), *map(_short, good)]
+    return out
+
+
+def answer(run: Run) -> str:
+    """The first line, unstyled."""
+    return _answer(run, [one for one in group(run.results) if one.bad]).plain
+
+
+def write(run: Run, console: Console) -> None:
+    """Print the report; long lines are left to the terminal, so that they can be searched."""
+    for line in lines(run):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def counts(run: Run) -> str:
+    """How many of each status, over how many checks, in what time."""
+    some = [f"{number} {status}" for status, number in reversed(run.counts.items()) if number]
+    checks = len({result.check for result in run.results})
+    text = f"{', '.join(some) or 'no results'}; {checks} checks, {run.seconds:.1f} s"
+    return text + (f", {run.api_calls} API calls" if run.cluster else "")
+
+
+def _answer(run: Run, bad: list[ResultGroup]) -> Text:
+    out = Text()
+    if run.cluster and run.cluster.rehearsal:
+        out.append("REHEARSAL ", "bold cyan")
+    style = {"pass": "bold green", "fail": "bold red", "incomplete": "bold magenta"}[run.verdict]
+    out.append(_WORDS[run.verdict], style)
+    if bad and run.verdict != "pass":
+        one = bad[0]
+        out.append(f" {one.first.check}: {one.first.finding.cause} ({one.subjects})")
+    elif run.verdict == "incomplete":
+        out.append(" nothing was judged")
+    else:
+        out.append(f" {run.kind}: {_good(run)}")
+    return out
+
+
+def _good(run: Run) -> str:
+    nodes = {r.finding.subject.name for r in run.results if r.finding.subject.kind == "node"}
+    warned = run.counts["warn"]
+    text = f"{len({r.check for r in run.results})} checks on {len(nodes)} nodes"
+    return text + (f", {warned} warnings" if warned else "")
+
+
+def _entry(one: ResultGroup) -> list[Text]:
+    first = one.first
+    head = Text()
+    head.append(f"{first.status.value.upper():<10}", STYLES[first.status])
+    head.append(f"{first.check}  {first.finding.cause}  ({one.count})")
+    out = [head, _field("where", one.subjects)]
+    if first.finding.detail:
+        label = "e.g." if len(one.results) > 1 else "seen"
+        out.append(_field(label, f"{first.finding.subject.name}: {first.finding.detail}"))
+    if one.follows:
+        out.append(_field("after", f"follows from {one.follows}"))
+    elif first.fix:
+        out.append(_field("fix", first.fix))
+    if first.finding.evidence:
+        out.append(_field("see", " ".join(first.finding.evidence)))
+    out.append(_field("tier", first.tier))
+    return out
+
+
+def _field(label: str, text: str, indent: str = _INDENT) -> Text:
+    out = Text(indent)
+    out.append(f"{label:<7}", "dim")
+    out.append(text)
+    return out
+
+
+def _short(one: ResultGroup) -> Text:
+    first = one.first
+    out = Text()
+    out.append(f"{first.status.value:<10}", STYLES[first.status])
+    out.append(f"{first.check:<20}")
+    if first.status is Status.SKIP:
+        out.append(f" {first.finding.cause}", "dim")
+    elif len(one.results) == 1:
+        out.append(f" {first.finding.subject.name}: {first.finding.detail or 'as expected'}")
+    else:
+        out.append(f" {one.count}{_common_detail(one.results)}")
+    return out
+
+
+def _common_detail(results: tuple[Result, ...]) -> str:
+    details = {result.finding.detail for result in results}
+    return f", each {details.pop()}" if len(details) == 1 and "" not in details else ""
