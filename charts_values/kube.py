@@ -212,6 +212,8 @@ class Api:
                 retries=False,
                 timeout=urllib3.Timeout(connect=self.timeout, read=read_timeout or self.timeout),
             )
+        except urllib3.exceptions.NewConnectionError as error:  # it counts as a timeout in urllib3's tree
+            raise UnreachableError(f"cannot reach the API server {self.server}: {_cause(error)}") from error
         except urllib3.exceptions.TimeoutError as error:
             raise DeadlineError(f"{self.server} did not answer within {self.timeout:g} s") from error
         except urllib3.exceptions.HTTPError as error:

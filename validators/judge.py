@@ -145,4 +145,5 @@ def _rank(results: list[Result], order: Sequence[Check]) -> tuple[Result, ...]:
 
     bad = [result for result in results if result.status.rank >= Status.WARN.rank]
     good = [result for result in results if result.status.rank < Status.WARN.rank]
-    return tuple(sorted(bad, key=key) + sorted(good, key=key))
+    good.sort(key=lambda result: (place[result.check], result.id))
+    return tuple(sorted(bad, key=key) + good)

@@ -145,16 +145,14 @@ def _notes(expected: Expected, evidence: Evidence) -> tuple[str, ...]:
             "the operators and the output of pods are simulated."
         )
     stand_ins = {
-        str((item["metadata"].get("annotations") or {}).get("meta.helm.sh/release-name", item["metadata"]["name"]))
+        release
         for key in ("deployments.apps", "daemonsets.apps")
         for item in evidence.objects(key)
         if labels_of(item).get(STAND_IN) == "true"
+        and (release := (item["metadata"].get("annotations") or {}).get("meta.helm.sh/release-name"))
     }
     if stand_ins:
         notes.append(f"Stand-in charts, not the upstream ones: {', '.join(sorted(stand_ins))}.")
-    left = evidence.about.get("leftovers")
-    if left:
-        notes.append(f"Not cleaned up, goes with the run's anchor: {', '.join(left)}.")
     return tuple(notes)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from gpuready.charts_values import inventory
 from gpuready.validators.acceptance import manifests, plan
 from gpuready.validators.acceptance.verdicts import verdict_of

@@ -15,6 +15,7 @@ from .verdicts import PROBE_LABEL, RUN_LABEL, WORKLOAD_LABEL
 NAMESPACE = "gpuready"
 PRIORITY_CLASS = "gpuready-probe"
 APP_LABEL = "app.kubernetes.io/name"
+OWNER_ANNOTATION = "gpuready.io/owner"
 RENDEZVOUS_PORT = 29500
 
 # Mirror them and name the mirror under `images` in inventory. Digests are not recorded.
@@ -58,14 +59,15 @@ def priority_class() -> Object:
     }
 
 
-def anchor(run: str, seconds: int) -> Object:
+def anchor(run: str, seconds: int, owner: str) -> Object:
     """The Job that owns everything of a run and runs nothing itself.
 
     When its deadline passes it fails, its TTL deletes it, and the garbage collector takes what it owns: so
-    a run that was killed leaves nothing.
+    a run that was killed leaves nothing. ``owner`` is the process behind the run, as ``host/pid``.
     """
     job = _job("anchor", run, "anchor", {"containers": [_container("anchor", "unused", ["true"], {})]}, seconds)
-    job["spec"] |= {"parallelism": 0, "completions": 1, "ttlSecondsAfterFinished": 30}
+    job["metadata"]["annotations"] = {OWNER_ANNOTATION: owner}
+    job["spec"] |= {"parallelism": 0, "completions": 1, "ttlSecondsAfterFinished": 5}
     return job
 
 

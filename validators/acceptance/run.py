@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +55,7 @@ class Acceptance:
         """Namespace, priority class and anchor. Raises ApiError where a permission is missing."""
         self._ensure("/api/v1/namespaces", manifests.namespace())
         self._ensure("/apis/scheduling.k8s.io/v1/priorityclasses", manifests.priority_class())
-        self._anchor = self.api.create(JOBS, manifests.anchor(self.run, int(self._seconds) + 60))
+        self._anchor = self.api.create(JOBS, manifests.anchor(self.run, int(self._seconds) + 60, _this_process()))
 
     def smi(self, plan: Plan, evidence: Evidence) -> None:
         """nvidia-smi on every target at once; pods, logs and XML go into the evidence."""
@@ -184,7 +186,8 @@ class Acceptance:
 def remove_stale(api: Api) -> int:
     """Delete the anchors of runs that were killed before their cleanup; returns how many.
 
-    An anchor belongs to a live run while its deadline has not passed, so only failed ones go.
+    Those that failed by their deadline, and those whose process on this machine is gone. A run of another
+    machine is left to its deadline, since it may be alive.
     """
     try:
         anchors = api.list(JOBS, labelSelector="gpuready.io/probe=anchor", resourceVersion="")
@@ -192,10 +195,28 @@ def remove_stale(api: Api) -> int:
         if error.missing or error.forbidden:
             return 0
         raise
-    stale = [one for one in anchors if _failed(one)]
+    stale = [one for one in anchors if _failed(one) or _orphaned(one)]
     for one in stale:
         api.delete(f"{JOBS}/{one['metadata']['name']}")
     return len(stale)
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
+def _orphaned(anchor: Object) -> bool:
+    """Whether the run's process was one of this machine and is gone. A pid in use again only delays it."""
+    host, _, pid = (anchor["metadata"].get("annotations") or {}).get(manifests.OWNER_ANNOTATION, "").rpartition("/")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def running_pods(api: Api) -> list[Object]:

@@ -13,7 +13,7 @@ from ..nccl_evidence import NcclRun, runs
 from ..registry import check
 from .subjects import name_of, node, passed, skipped
 
-_UPSTREAM = ("nodes.present", "nodes.ready", "gpu.allocatable", "smi.pod", "smi.gpus")
+_UPSTREAM = ("probes.run", "nodes.present", "nodes.ready", "gpu.allocatable", "smi.pod", "smi.gpus")
 
 
 @check(
@@ -58,8 +58,8 @@ def nccl_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
                 Status.FAIL, subject, "RunFailed", "the NCCL run failed", said, expected="exit 0 in every pod",
                 nodes=tuple(sorted({pod.node for pod in bad if pod.node})), evidence=where,
             )  # fmt: skip
-        elif not facts["complete"] or facts["torn_lines"]:
-            detail = f"{facts['ranks'] or 0} ranks seen, {facts['torn_lines']} torn lines"
+        elif not facts["complete"]:
+            detail = "; ".join(facts["incomplete_because"])
             yield Finding(
                 Status.UNPROVEN, subject, "LogIncomplete", "the NCCL log is not complete", detail, evidence=where,
                 nodes=run.nodes,
@@ -79,7 +79,7 @@ def nccl_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     fix="On that node: is the RDMA device in the pod, is nvidia_peermem or DMA-BUF there, are the links up?",
     avoid="Do not set NCCL_NET_GDR_LEVEL=SYS to make the line appear; that proves nothing.",
     needs=("pods", "nodes"),
-    after=("nccl.run", "rdma.allocatable", "gpu.allocatable"),
+    after=("nccl.run", "rdma.allocatable", "gpu.allocatable", "nccl.transport"),
     phase="accept",
     tier="fabric",
 )
@@ -95,7 +95,7 @@ def nccl_transport(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
             group = groups.get(name)
             rdma = group is not None and group.rdma != "none"
             finding = _transport(run, facts, host, name, rdma)
-            if name not in found or finding.status.rank > found[name].status.rank:
+            if name not in found or _outweighs(finding, found[name]):
                 found[name] = finding
     if not done:
         yield _nothing_ran(expected, evidence)
@@ -258,6 +258,10 @@ def _transport(run: NcclRun, facts: dict[str, Any], host: str, name: str, rdma: 
         return passed(node(name), f"{network}, {sum(total.values())} channels; no RDMA expected", evidence=where)
     if "Socket" in networks:
         reason, cause = "TcpFallback", "NCCL fell back to TCP sockets"
+    elif not channels and total:
+        guilty = tuple(run.node(other) for other, names in facts["networks_by_host"].items() if "Socket" in names)
+        cause = "its only peer fell back to TCP sockets"
+        return Finding(Status.UNPROVEN, node(name), "PeerFellBack", cause, network, nodes=guilty, evidence=where)
     elif not channels:
         return Finding(
             Status.UNPROVEN,
@@ -276,16 +280,25 @@ def _transport(run: NcclRun, facts: dict[str, Any], host: str, name: str, rdma: 
         used, known = len(rails["used"]), len(rails["used"]) + len(rails["idle"])
         detail = f"{network}, GPUDirect RDMA on {direct} of {channels} channels, {used} of {known} rails used"
         return passed(node(name), detail, evidence=where)
+    likely = nccl.why_no_gdr(run.report)
     return Finding(
         Status.FAIL,
         node(name),
         reason,
         cause,
         f"{network}, GPUDirect RDMA on {direct} of {channels} channels",
+        fix=f"Most likely: {likely[0].text} {likely[0].next}" if likely and reason != "TcpFallback" else None,
         expected="GPUDirect RDMA on every channel",
         observed=f"{direct} of {channels}",
         evidence=where,
     )
+
+
+def _outweighs(new: Finding, old: Finding) -> bool:
+    """The worse verdict counts; that a peer fell back says nothing where another run could tell."""
+    if "PeerFellBack" in (new.reason, old.reason):
+        return old.reason == "PeerFellBack"
+    return new.status.rank > old.status.rank
 
 
 def _subject(run: NcclRun, expected: Expected) -> Subject:

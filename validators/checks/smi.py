@@ -7,12 +7,42 @@ from collections.abc import Iterator
 from ..acceptance.verdicts import PodVerdict, probe_pods
 from ..evidence import Evidence
 from ..expected import Expected
-from ..model import Finding, Status
+from ..model import Finding, Status, Subject
 from ..registry import check
 from .subjects import name_of, node, passed
 
 WORKLOAD = "nvidia-smi"
-_UPSTREAM = ("nodes.present", "nodes.ready", "gpu.allocatable", "gpu.operands", "dra.slices")
+_UPSTREAM = ("probes.run", "nodes.present", "nodes.ready", "gpu.allocatable", "gpu.operands", "dra.slices")
+
+
+@check(
+    "probes.run",
+    title="the probes could be started, and nothing of them is left",
+    proves="What the probe pods say comes from this run, and the cluster is as it was before.",
+    rule="Every object of the run was accepted by the API server, and is gone at the end.",
+    source="platform facts K04",
+    fix="Read the API server's words in the detail: quota, admission and Pod Security speak there.",
+    phase="accept",
+)
+def probes_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """The run itself."""
+    subject = Subject("cluster", expected.cluster.name)
+    failure = evidence.failures.get("acceptance")
+    left = evidence.about.get("leftovers") or []
+    if failure is not None and failure.kind == "forbidden":
+        yield Finding(
+            Status.UNPROVEN, subject, "PermissionMissing", "the identity may not start probes", failure.message,
+            fix="Grant the role that `gpuready rbac accept` prints.",
+        )  # fmt: skip
+    elif failure is not None:
+        yield Finding(Status.FAIL, subject, "ProbesRefused", "the probes could not be run", failure.message)
+    elif left:
+        yield Finding(
+            Status.WARN, subject, "Leftovers", "objects of the run are still there", ", ".join(left),
+            fix="They go with the run's anchor Job; look again in a minute: kubectl -n gpuready get jobs,pods",
+        )  # fmt: skip
+    else:
+        yield passed(subject)
 
 
 @check(
@@ -73,7 +103,7 @@ def smi_pod(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     source="health facts E41, E43",
     fix="On the node: nvidia-smi -L and lspci -d 10de:; a GPU in lspci alone has fallen off the driver.",
     needs=("pods", "nodes"),
-    after=("smi.pod", "gpu.allocatable", "gpu.product", "versions.driver"),
+    after=("probes.run", "smi.pod", "gpu.allocatable", "gpu.product", "versions.driver"),
     phase="accept",
     tier="gpu",
 )

@@ -71,8 +71,10 @@ def _given(lines: Iterable[Line]) -> Iterator[bytes]:
 def _stream(stream: IO[Any], name: str) -> Iterator[bytes]:
     data = _read(stream, name)
     if data.startswith((_GZIP, _ZSTD)):
-        rest = _Rest(data, stream)
-        stream = gzip.GzipFile(fileobj=rest) if data.startswith(_GZIP) else _zstd(name)(rest)
+        rest = cast("IO[bytes]", _Rest(data, stream))
+        stream = (
+            cast("IO[bytes]", gzip.GzipFile(fileobj=rest, mode="rb")) if data.startswith(_GZIP) else _zstd(name)(rest)
+        )
         data = _read(stream, name)
     if b"\0" in data and b"NCCL" not in data:
         raise LogError(f"{name} is no text; a log of NCCL or nccl-tests is expected")
@@ -160,7 +162,9 @@ def _zstd(name: str) -> Callable[[Any], Any]:
     try:
         package = importlib.import_module("zstandard")
     except ImportError:
-        raise LogError(f"{name} is zstd, which this Python cannot read; run: zstd -dc {name} | gpuready nccl -") from None
+        raise LogError(
+            f"{name} is zstd, which this Python cannot read; run: zstd -dc {name} | gpuready nccl -"
+        ) from None
     return lambda stream: package.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
 
 
@@ -174,9 +178,7 @@ class _Rest:
     def read(self, size: int = -1) -> bytes:
         """At most ``size`` bytes, the ones read already first."""
         if self._first:
-            if size < 0:
-                data, self._first = self._first + self._stream.read(), b""
-            else:
-                data, self._first = self._first[:size], self._first[size:]
-            return data
-        return cast("bytes", self._stream.read(size))
+            data = self._first if size < 0 else self._first[:size]
+            self._first = self._first[len(data) :]
+            return data if size >= 0 else data + bytes(self._stream.read())
+        return bytes(self._stream.read(size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from ..model import Result, Run, Status
+from ..model import Run, Status
 from .groups import ResultGroup, group
 
 STYLES = {
@@ -20,6 +20,7 @@ _WORDS = {"pass": "PASS", "fail": "FAIL", "incomplete": "INCOMPLETE"}
 _INDENT = " " * 10
 # More groups than this hide the answer; the JSON has them all.
 _SHOWN_BAD_GROUPS = 20
+_SHOWN_DETAILS = 8
 
 
 def lines(run: Run) -> list[Text]:
@@ -41,7 +42,7 @@ def lines(run: Run) -> list[Text]:
         out += [Text(), Text(f"and {len(bad) - _SHOWN_BAD_GROUPS} more groups; -o json lists them", "dim")]
     good = [one for one in groups if not one.bad]
     if good:
-        out += [Text(), *map(_short, good)]
+        out += [Text(), *(line for one in good for line in _short(one))]
     return out
 
 
@@ -113,20 +114,23 @@ def _field(label: str, text: str, indent: str = _INDENT) -> Text:
     return out
 
 
-def _short(one: ResultGroup) -> Text:
+def _short(one: ResultGroup) -> list[Text]:
+    """A settled group: one line, and where its subjects differ a line for each of the first few."""
     first = one.first
-    out = Text()
-    out.append(f"{first.status.value:<10}", STYLES[first.status])
-    out.append(f"{first.check:<20}")
+    head = Text()
+    head.append(f"{first.status.value:<10}", STYLES[first.status])
+    head.append(f"{first.check:<20}")
+    details = {result.finding.detail for result in one.results}
     if first.status is Status.SKIP:
-        out.append(f" {first.finding.cause}", "dim")
+        head.append(f" {first.finding.cause}", "dim")
     elif len(one.results) == 1:
-        out.append(f" {first.finding.subject.name}: {first.finding.detail or 'as expected'}")
+        head.append(f" {first.finding.subject.name}: {first.finding.detail or 'as expected'}")
+    elif len(details) == 1:
+        head.append(f" {one.count}" + (f", each {first.finding.detail}" if first.finding.detail else ""))
     else:
-        out.append(f" {one.count}{_common_detail(one.results)}")
-    return out
-
-
-def _common_detail(results: tuple[Result, ...]) -> str:
-    details = {result.finding.detail for result in results}
-    return f", each {details.pop()}" if len(details) == 1 and "" not in details else ""
+        head.append(f" {one.count}")
+        shown = one.results[:_SHOWN_DETAILS]
+        rest = len(one.results) - len(shown)
+        more = [Text(f"{'':<31}and {rest} more", "dim")] if rest else []
+        return [head, *(Text(f"{'':<31}{r.finding.subject.name}: {r.finding.detail}") for r in shown), *more]
+    return [head]

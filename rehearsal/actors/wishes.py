@@ -1,0 +1,79 @@
+"""What the components together want a node to be, and the patches that make it so.
+
+A component claims what is its own, by prefix or by name, and says what it wants there; what it claims and
+does not want is taken away. What nobody claims is left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gpuready.charts_values.kube import Object
+
+from .pods import now
+from .records import Node
+
+
+@dataclass
+class NodeWish:
+    """Labels, device counts, conditions and taints.
+
+    ``conditions`` maps a type to (status, reason, message); ``untaint`` holds keys of taints to remove.
+    """
+
+    labels: dict[str, str] = field(default_factory=dict)
+    resources: dict[str, int] = field(default_factory=dict)
+    conditions: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    untaint: set[str] = field(default_factory=set)
+    _prefixes: tuple[str, ...] = ()
+    _resource_prefixes: tuple[str, ...] = ()
+
+    def claim_labels(self, *prefixes: str) -> None:
+        """Labels with these prefixes are the caller's: absent unless wanted."""
+        self._prefixes += prefixes
+
+    def claim_resources(self, *prefixes: str) -> None:
+        """Resources with these prefixes are the caller's: zero unless wanted."""
+        self._resource_prefixes += prefixes
+
+    def patch(self, node: Node) -> Object | None:
+        """The strategic merge patch of labels and taints, or None where nothing differs."""
+        labels: dict[str, str | None] = {
+            key: value for key, value in self.labels.items() if node.labels.get(key) != value
+        }
+        labels |= {key: None for key in node.labels if key not in self.labels and key.startswith(self._prefixes)}
+        taints = [{"$patch": "delete", "key": key} for key in sorted(self.untaint & node.taints)]
+        body: Object = {}
+        if labels:
+            body["metadata"] = {"labels": labels}
+        if taints:
+            body["spec"] = {"taints": taints}
+        return body or None
+
+    def status_patch(self, node: Node) -> Object | None:
+        """The strategic merge patch of /status, or None where nothing differs."""
+        wanted = {name: 0 for name in node.capacity if name.startswith(self._resource_prefixes)} | self.resources
+        counts = {
+            name: str(count)
+            for name, count in wanted.items()
+            if node.capacity.get(name) != str(count) or node.allocatable.get(name) != str(count)
+        }
+        conditions = [
+            {
+                "type": kind,
+                "status": status,
+                "reason": reason,
+                "message": message,
+                "lastHeartbeatTime": now(),
+                "lastTransitionTime": now(),
+            }
+            for kind, (status, reason, message) in self.conditions.items()
+            if node.conditions.get(kind) != (status, reason)
+        ]
+        body: Object = {}
+        if counts:
+            # The kubelet keeps a device's name with zero when its plugin goes.
+            body |= {"capacity": counts, "allocatable": counts}
+        if conditions:
+            body["conditions"] = conditions
+        return {"status": body} if body else None
