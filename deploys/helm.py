@@ -27,6 +27,7 @@ T = TypeVar("T")
 Values = dict[str, Any]
 
 READ_LIMIT_S = 60
+PULL_LIMIT_S = 300
 # Hooks run inside helm's call; the wait for what the release is for comes after it, with its own deadline.
 WRITE_LIMIT_S = 600
 PENDING = ("pending-install", "pending-upgrade", "pending-rollback")
@@ -160,7 +161,7 @@ class _Subprocess(Command):  # type: ignore[misc]
             words += ["--kubeconfig", str(self._kubeconfig)]
         if self._kubecontext:
             words += ["--kube-context", self._kubecontext]
-        limit = WRITE_LIMIT_S + 30 if command[0] in ("upgrade", "rollback") else READ_LIMIT_S
+        limit = _limit(command[0])
         try:
             process = subprocess.Popen(
                 words,
@@ -176,7 +177,7 @@ class _Subprocess(Command):  # type: ignore[misc]
         try:
             out, complaint = process.communicate(stdin, timeout=limit)
         except subprocess.TimeoutExpired:
-            raise DeadlineError(f"helm {command[0]} did not end within {limit} s") from None
+            raise DeadlineError(f"helm {command[0]} did not end within {limit:g} s") from None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -214,6 +215,13 @@ def _wait(coroutine: Coroutine[Any, Any, T]) -> T:
         raise ToolError(f"helm printed what cannot be read: {_one_line(str(error).encode())}") from error
     coroutine.close()
     raise ToolError("helm: pyhelm3 waits for an event loop; this version of it does not go with gpuready")
+
+
+def _limit(verb: str) -> float:
+    """Seconds for a helm command; for writes a little more than helm gives itself."""
+    if verb in ("upgrade", "rollback"):
+        return WRITE_LIMIT_S + 30
+    return PULL_LIMIT_S if verb in ("pull", "show") else READ_LIMIT_S
 
 
 def _environment() -> dict[str, str]:

@@ -1,22 +1,27 @@
 """`gpuready rehearse ...`: the command line of the rehearsal cluster.
 
 ``add_parser`` and ``run`` are what the main command line calls. Results go to stdout, progress to stderr.
+What a command needs is imported by it: `gpuready check` must not wait for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpuready.charts_values.errors import GpureadyError
 from gpuready.charts_values.inventory import state_folder
 
-from . import controlplane, state
+from . import DEFAULT_NODES, DEFAULT_PROFILE
+
+if TYPE_CHECKING:
+    from .controlplane import Status
+    from .state import State
 
 _DESCRIPTION = """\
 A Kubernetes cluster to rehearse on: a real etcd, kube-apiserver, controller-manager and scheduler on the
@@ -32,26 +37,17 @@ def add_parser(subparsers: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_commands(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the command that was parsed; returns the exit code. Raises GpureadyError."""
-    code: int = args.rehearse(args)
-    return code
-
-
-def _add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--state-dir", metavar="D", help="folder that holds the cluster's state")
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("-o", "--output", choices=("text", "json"), default="text", help="form of the result")
     size = argparse.ArgumentParser(add_help=False)
-    size.add_argument("--nodes", type=int, metavar="N", help=f"GPU nodes (default {controlplane.DEFAULT_NODES})")
-    size.add_argument("--profile", metavar="P", help=f"hardware profile (default {controlplane.DEFAULT_PROFILE})")
+    size.add_argument("--nodes", type=int, metavar="N", help=f"GPU nodes (default {DEFAULT_NODES})")
+    size.add_argument("--profile", metavar="P", help=f"hardware profile (default {DEFAULT_PROFILE})")
 
     def add(name: str, function: Any, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser
         command = commands.add_parser(name, parents=[common, *parents], help=text, description=text)
         command.set_defaults(rehearse=function)
         return command
@@ -69,8 +65,14 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     heal.add_argument("fault", metavar="NAME")
 
 
+def run(args: argparse.Namespace) -> int:
+    """Run the command that was parsed; returns the exit code. Raises GpureadyError."""
+    code: int = args.rehearse(args)
+    return code
+
+
 def _folder(args: argparse.Namespace) -> Path:
-    inventory = getattr(args, "inventory", None)
+    inventory = os.environ.get("GPUREADY_INVENTORY")
     return state_folder(Path(inventory).parent if inventory else None, args.state_dir)
 
 
@@ -79,6 +81,8 @@ def _say(text: str) -> None:
 
 
 def _up(args: argparse.Namespace) -> int:
+    from . import controlplane
+
     began = time.monotonic()
     now = controlplane.up(_folder(args), nodes=args.nodes, profile=args.profile, leash=args.leash, say=_say)
     seconds = time.monotonic() - began
@@ -93,6 +97,8 @@ def _up(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
+    from . import controlplane
+
     folder = _folder(args)
     found = controlplane.status(folder)
     if args.output == "json":
@@ -112,13 +118,15 @@ def _status(args: argparse.Namespace) -> int:
     return 0 if found and found.healthy else 1
 
 
-def _complaint(found: controlplane.Status) -> str:
+def _complaint(found: Status) -> str:
     if found.dead:
         return f"{', '.join(found.dead)} died"
     return "its start was cut short" if found.state.entry is None else "the API server does not answer"
 
 
 def _down(args: argparse.Namespace) -> int:
+    from . import controlplane
+
     folder = _folder(args)
     was_up = controlplane.down(folder)
     print(f"The rehearsal cluster in {folder} is gone." if was_up else f"No rehearsal cluster was up in {folder}.")
@@ -165,7 +173,7 @@ def _heal(args: argparse.Namespace) -> int:
     return 0
 
 
-def _as_json(now: state.State) -> dict[str, Any]:
+def _as_json(now: State) -> dict[str, Any]:
     return {
         "kubeconfig": str(now.kubeconfig),
         "server": now.server,
@@ -175,24 +183,3 @@ def _as_json(now: state.State) -> dict[str, Any]:
         "profile": now.profile,
         "cluster_uid": now.uid,
     }
-
-
-def main() -> int:
-    """`python -m gpuready.rehearsal.cli`, without the word `rehearse`."""
-    parser = argparse.ArgumentParser(
-        prog="gpuready rehearse",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_commands(parser)
-    try:
-        return run(parser.parse_args())
-    except GpureadyError as error:
-        print(f"gpuready: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,13 +18,11 @@ from pathlib import Path
 from gpuready.charts_values.errors import ApiError, DeadlineError, InputError, ToolError
 from gpuready.charts_values.kube import Api, Object
 
-from . import components, engine, fleet, processes, state
+from . import DEFAULT_NODES, DEFAULT_PROFILE, components, engine, fleet, processes, state
 from .processes import Process
 from .progress import Say, quiet
 from .state import State
 
-DEFAULT_NODES = 8
-DEFAULT_PROFILE = "h100-ib"
 # Seconds that one component gets to become ready; far more than it needs, for slow and busy machines.
 _PATIENCE = 60.0
 _WRITERS = 16

@@ -206,17 +206,17 @@ def _rbac(args: argparse.Namespace) -> int:
 
 
 def _add_nccl(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from .nccl import command
+    from .nccl.command import add_parser, run
 
-    command.add_parser(commands)
-    commands.choices["nccl"].set_defaults(command=command.run)
+    add_parser(commands)
+    commands.choices["nccl"].set_defaults(command=run)
 
 
 def _add_rehearse(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from gpuready.rehearsal import cli
+    from gpuready.rehearsal.cli import add_parser, run
 
-    cli.add_parser(commands)
-    commands.choices["rehearse"].set_defaults(command=cli.run)
+    add_parser(commands)
+    commands.choices["rehearse"].set_defaults(command=run)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Cache:
                 self.touch(record.name)
             else:
                 self._objects[kind][key] = record
-                self.wake.set()
+                self.touch(_node_of(kind, record))
 
     def answer(self, kind: str, body: Object) -> None:
         """What the server answered to a write: taken over only while the object is known."""
@@ -143,7 +143,7 @@ class Cache:
             self.wake.set()
         else:
             del self._objects[kind][key]
-            self.wake.set()
+            self.touch(_node_of(kind, gone))
 
 
 def _key(body: Object) -> str:
@@ -152,6 +152,13 @@ def _key(body: Object) -> str:
     if body.get("kind") == "Node":
         return str(meta["name"])
     return f"{meta.get('namespace', '')}/{meta['name']}"
+
+
+def _node_of(kind: str, body: Object) -> str:
+    """The node that an object of one node is about, or an empty text."""
+    if kind == "ciliumnodes":
+        return str(body["metadata"]["name"])
+    return str(body["spec"].get("nodeName", "")) if kind == "resourceslices" else ""
 
 
 def _uid(record: Record) -> str:

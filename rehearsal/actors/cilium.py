@@ -25,8 +25,12 @@ _CRD = "ciliumnodes.cilium.io"
 
 @dataclass(frozen=True)
 class Cilium:
-    """What the installed objects say: ``config`` is the ConfigMap's data, ``places`` the rank of each node."""
+    """What the installed objects say: ``config`` is the ConfigMap's data, ``places`` the rank of each node.
 
+    ``registered`` tells whether the API server knows CiliumNodes by now.
+    """
+
+    registered: bool
     config: Mapping[str, str]
     places: Mapping[str, int]
 
@@ -55,7 +59,8 @@ def read(cache: Cache) -> Cilium | None:
     if config is None:
         return None
     ranked = sorted(cache.nodes.values(), key=lambda node: (node.created, node.name))
-    return Cilium(dict(config.get("data") or {}), {node.name: rank for rank, node in enumerate(ranked)})
+    registered = bool((cache.object("crds", _CRD) or {}).get("established"))
+    return Cilium(registered, dict(config.get("data") or {}), {node.name: rank for rank, node in enumerate(ranked)})
 
 
 def cluster(cilium: Cilium | None, cache: Cache, writer: Writer) -> None:
@@ -71,7 +76,7 @@ def node(cilium: Cilium | None, view: View, wish: NodeWish, cache: Cache, writer
     pod_cidr = cilium.pod_cidr(view.node)
     known = cache.object("ciliumnodes", view.node.name)
     if known is None:
-        if (crd := cache.object("crds", _CRD)) and crd["established"]:
+        if cilium.registered:
             writer.create("ciliumnodes", PATHS["ciliumnodes"], _cilium_node(view.node, pod_cidr), node=view.node.name)
         return
     if not pod_cidr:

@@ -210,7 +210,7 @@ def _daemonset(net: NetworkOperator, policy: Object, component: Component, secti
         "hostNetwork": True,
         "containers": [
             {
-                "name": name.removesuffix("-ds"),
+                "name": name.removesuffix("-ds").replace(".", "-"),
                 "image": image,
                 "env": section.get("env") or [],
                 # The plugins read their configuration when they start.

@@ -105,7 +105,10 @@ class Workloads:
         meta = (pod.body or {})["metadata"]
         owner = next(one["name"] for one in meta["ownerReferences"] if one["uid"] == pod.owner_uid)
         job = self._cache.object("jobs", owner, pod.namespace)
-        if job is None or pod.owner_uid in self._under_way:
+        if job is None:
+            self.again.add(pod.node)
+            return
+        if pod.owner_uid in self._under_way:
             return
         wanted = int(job["spec"].get("completions") or job["spec"].get("parallelism") or 1)
         peers = {
@@ -123,7 +126,9 @@ class Workloads:
             for one, body, where in zip(ordered, bodies, views, strict=True)
             if where is not None
         ]
-        if len(hosts) == len(ordered):
+        if len(hosts) < len(ordered):
+            self.again.add(pod.node)
+        else:
             uid = pod.owner_uid
             self._work(uid, pod.node, lambda: outcomes.nccl_probe(bodies, hosts, uid))
 

@@ -54,7 +54,7 @@ class Writer:
         self.patch(kind, path, body, how="apply", fieldManager=manager, force="true")
 
     def create(self, kind: str, path: str, body: Object, *, node: str = "") -> None:
-        """Create an object; one that exists is fine."""
+        """Create an object; one that exists is fine. Its event brings the next look, not its success."""
 
         def make() -> Object | None:
             try:
@@ -64,7 +64,7 @@ class Writer:
                     return None
                 raise
 
-        self._submit(kind, f"{path}/{body['metadata']['name']}", node, make)
+        self._submit(kind, f"{path}/{body['metadata']['name']}", node, make, look=False)
 
     def delete(self, kind: str, path: str, *, node: str = "") -> None:
         """Delete an object; one that is gone is fine."""
@@ -78,15 +78,15 @@ class Writer:
         """Drop what has not begun and wait for the rest."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, kind: str, key: str, node: str, work: Callable[[], Object | None]) -> None:
+    def _submit(self, kind: str, key: str, node: str, work: Callable[[], Object | None], *, look: bool = True) -> None:
         with self._lock:
             if key in self._under_way:
                 return
             self._under_way.add(key)
             self.count += 1
-        self._pool.submit(self._do, kind, key, node, work)
+        self._pool.submit(self._do, kind, key, node, work, look)
 
-    def _do(self, kind: str, key: str, node: str, work: Callable[[], Object | None]) -> None:
+    def _do(self, kind: str, key: str, node: str, work: Callable[[], Object | None], look: bool) -> None:
         try:
             answer = work()
         except GpureadyError as error:
@@ -99,7 +99,8 @@ class Writer:
         if answer is not None and kind:
             self._cache.answer(kind, answer)
         self._done(key)
-        self._cache.touch(node)
+        if look:
+            self._cache.touch(node)
 
     def _done(self, key: str) -> None:
         with self._lock:

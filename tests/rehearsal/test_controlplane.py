@@ -22,7 +22,7 @@ from gpuready.charts_values.kube import Api
 from gpuready.rehearsal import components, controlplane, processes, state
 from gpuready.rehearsal.state import State
 
-CLI = [sys.executable, "-P", "-m", "gpuready.rehearsal.cli"]
+CLI = [sys.executable, "-P", "-m", "gpuready.validators.cli", "rehearse"]
 PYTHON = [sys.executable, "-P", "-c"]
 SECONDS = 60.0
 

@@ -119,7 +119,8 @@ def test_prometheus_has_a_gauge_per_subject(failed: Run) -> None:
 
 def test_html_and_picture_show_the_answer(failed: Run) -> None:
     assert "gpu.allocatable" in html.render(failed)
-    assert html.picture(failed, "gpuready").startswith("<svg")
+    svg = html.picture(failed, "gpuready")
+    assert svg.startswith("<svg") and "@font-face" not in svg
 
 
 def test_a_file_appears_whole_or_not_at_all(failed: Run, tmp_path: Path) -> None:

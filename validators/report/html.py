@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 
 from rich.console import Console
 
 from ..model import Run
 from .text import write
 
-WIDTH = 120
+WIDTH = 150
 
 
 def render(run: Run) -> str:
@@ -23,7 +24,8 @@ def picture(run: Run, title: str) -> str:
     """An SVG of the report as a terminal shows it."""
     console = _recording()
     write(run, console)
-    return console.export_svg(title=title)
+    # rich names a font on the web; a picture must not fetch anything, and any monospaced font will do.
+    return re.sub(r"@font-face\s*{.*?}\s*", "", console.export_svg(title=title), flags=re.DOTALL)
 
 
 def _recording() -> Console:
