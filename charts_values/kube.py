@@ -225,13 +225,13 @@ class Api:
 
 
 def _error_of(status: int, body: bytes, method: str, path: str) -> ApiError | UnreachableError:
-    """The error that an HTTP status stands for: 429 and 5xx mean that the server cannot answer now."""
+    """The error that an HTTP status stands for: 429, 502, 503 and 504 mean that the server cannot answer now."""
     try:
         message = str(json.loads(body).get("message", ""))
     except (ValueError, AttributeError):
         message = body.decode("utf-8", errors="replace")
     text = f"{method} {path}: {_one_line(message) or 'no message'} (HTTP {status})"
-    return UnreachableError(text) if status == 429 or status >= 500 else ApiError(text, status)
+    return UnreachableError(text) if status in (429, 502, 503, 504) else ApiError(text, status)
 
 
 def _cause(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from pyinfra.context import host
 # Cluster-wide work has one host of its own; pyinfra reads this file once for every host of the inventory.
 if "cluster" in host.groups:
     try:
-        installation.install(host.data.gpuready)
+        installation.install(host.data.get("gpuready"))
     except GpureadyError as error:
         # pyinfra shows one clean line and exits 2 in this form alone.
         print(f"gpuready: {error}", file=sys.stderr)

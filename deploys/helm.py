@@ -6,6 +6,7 @@ our own runs the binary directly. As nothing in it ever suspends, pyhelm3's coro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ READ_LIMIT_S = 60
 PULL_LIMIT_S = 300
 # Hooks run inside helm's call; the wait for what the release is for comes after it, with its own deadline.
 WRITE_LIMIT_S = 600
+GRACE_S = 5.0
 PENDING = ("pending-install", "pending-upgrade", "pending-rollback")
 _OLDEST = semver.Version(3, 8, 0)
 _WHERE_FROM = "https://helm.sh/docs/intro/install/"
@@ -179,9 +181,7 @@ class _Subprocess(Command):  # type: ignore[misc]
         except subprocess.TimeoutExpired:
             raise DeadlineError(f"helm {command[0]} did not end within {limit:g} s") from None
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
+            _end(process)
         if process.returncode == 0:
             return out
         message = _one_line(complaint) or f"exit {process.returncode}"
@@ -215,6 +215,16 @@ def _wait(coroutine: Coroutine[Any, Any, T]) -> T:
         raise ToolError(f"helm printed what cannot be read: {_one_line(str(error).encode())}") from error
     coroutine.close()
     raise ToolError("helm: pyhelm3 waits for an event loop; this version of it does not go with gpuready")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End helm with its children. Asked to stop, it records the release as failed before it goes."""
+    for sign, seconds in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=seconds)
 
 
 def _limit(verb: str) -> float:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from gpuready.charts_values import bill
 from gpuready.charts_values.bill import Release
+from gpuready.charts_values.errors import InputError
 from gpuready.charts_values.inventory import Cluster
 from gpuready.charts_values.kube import Api, Object
 from gpuready.charts_values.resources import custom_resources
@@ -31,14 +32,19 @@ _KUBELETS = Goal("GPU nodes", 300, observed.kubelets)
 _NIC_POLICY = Goal("NicClusterPolicy", 1800, observed.nic_policy)
 
 
-def install(cluster: Cluster) -> None:
+def install(cluster: object) -> None:
     """Queue the operations that bring a cluster to what inventory and charts_values say.
 
-    Everything that may refuse runs here, before the first change. Raises GpureadyError.
+    ``cluster`` is what inventory gives the host. Everything that may refuse runs here, before the first change.
+    Raises GpureadyError.
     """
+    if not isinstance(cluster, Cluster):
+        raise InputError(
+            "group `cluster` of this inventory carries no gpuready entry; end the file as ./inventory does"
+        )
     helm = Helm.connect(cluster)
     api = Api.connect(cluster.kubeconfig, cluster.context)
-    seen = survey.take(api, helm)
+    seen = survey.take(api, helm, cluster)
     planned = bill.releases(cluster)
     facts = survey.observed(cluster, seen)
     wanted = {release.name: values(release, cluster, facts) for release in planned}

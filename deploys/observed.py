@@ -33,6 +33,8 @@ _GPU_ON_PCI = (
 )
 _NIC_ON_PCI = "feature.node.kubernetes.io/pci-15b3.present"
 _NAMES_SHOWN = 8
+# Seconds between two lines of progress.
+_QUIET_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,13 @@ def wait(
     hold_s: float = 0.0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Poll until nothing has been lacking for ``hold_s``; ``progress`` gets each new line.
+    """Poll until nothing has been lacking for ``hold_s``; ``progress`` gets a new line now and then.
 
     Raises DeadlineError, with what was lacking last, at the goal's deadline.
     """
     started = time.monotonic()
     good_since: float | None = None
-    said = ""
+    said, quiet_until = "", 0.0
     while True:
         try:
             lacking = goal.lacking(api, cluster)
@@ -81,8 +83,8 @@ def wait(
             return
         if lacking and now - started >= goal.deadline_s:
             raise DeadlineError(f"{goal.title}: {lacking} (deadline {goal.deadline_s:g} s)")
-        if lacking and lacking != said:
-            said = lacking
+        if lacking and lacking != said and now >= quiet_until:
+            said, quiet_until = lacking, now + _QUIET_S
             progress(f"{goal.title}: {lacking}")
         time.sleep(0.5 if now - started < 30 else 5.0)
 

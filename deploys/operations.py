@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
 from gpuready.charts_values.bill import Release
-from gpuready.charts_values.errors import ApiError, GpureadyError, RefusedError
+from gpuready.charts_values.errors import ApiError, GpureadyError, RefusedError, UnreachableError
 from gpuready.charts_values.inventory import Cluster
 from gpuready.charts_values.kube import Api, Object
 from gpuready.charts_values.values import DRA_NODE_LABEL
@@ -31,6 +32,8 @@ _COLLECTIONS = {
 }
 # How long an operator may take to notice that its object changed.
 HOLD_S = 5.0
+# How long a new kind may take to be served.
+KIND_S = 15.0
 Commands = Generator[FunctionCommand, None, None]
 # Releases and custom resources that existed before this run and that it has changed.
 Renewed = set[str]
@@ -155,15 +158,16 @@ def _apply_difference(api: Api, wanted: Object) -> str | None:
 
 def _apply(api: Api, wanted: Object, **query: str) -> Object:
     # Strict: a key that the kind does not have is an error, not dropped.
-    return api.patch(
-        _path(wanted),
-        wanted,
-        kind="apply",
-        fieldManager=FIELD_MANAGER,
-        fieldValidation="Strict",
-        force="true",
-        **query,
-    )
+    query |= {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict", "force": "true"}
+    deadline = time.monotonic() + KIND_S
+    while True:
+        try:
+            return api.patch(_path(wanted), wanted, kind="apply", **query)
+        except UnreachableError:
+            # The server says so of a kind that was defined a moment ago, until its storage is ready.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 def _path(wanted: Object) -> str:

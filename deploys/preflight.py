@@ -78,7 +78,7 @@ def live_addresses(cluster: Cluster, survey: Survey) -> None:
 
 def room_for_nodes(survey: Survey, cilium: Values) -> None:
     """The pod CIDR holds one block per node: Cilium gives every node a block of its own."""
-    operator = cilium.get("ipam", {}).get("operator", {})
+    operator = _pool(cilium)
     size = operator.get("clusterPoolIPv4MaskSize", 24)
     pools = [ip_network(cidr) for cidr in operator.get("clusterPoolIPv4PodCIDRList", ())]
     room = sum(2 ** max(0, size - pool.prefixlen) for pool in pools if pool.prefixlen <= size)
@@ -95,7 +95,7 @@ def live_network(survey: Survey, cilium: Values) -> None:
     live = survey.cilium_config
     if live is None:
         return
-    operator = cilium.get("ipam", {}).get("operator", {})
+    operator = _pool(cilium)
     wanted = {
         "ipam": cilium.get("ipam", {}).get("mode"),
         "cluster-pool-ipv4-cidr": " ".join(operator.get("clusterPoolIPv4PodCIDRList", ())),
@@ -169,6 +169,13 @@ def _shortfall(bound: Bound, cluster: Cluster, survey: Survey) -> str:
     kubernetes = bound.of == "kubernetes"
     what = f"Kubernetes {survey.version}" if kubernetes else f"driver {cluster.driver_version}"
     return f"`dra` is {cluster.dra}: {what} is below {bound.below}, {bound.why} ({bound.source})"
+
+
+def _pool(cilium: Values) -> Values:
+    """Where the pod addresses come from when Cilium gives them out; empty with another IPAM mode."""
+    ipam = cilium.get("ipam", {})
+    found: Values = ipam.get("operator", {}) if ipam.get("mode") == "cluster-pool" else {}
+    return found
 
 
 def _internal_addresses(node: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -49,8 +49,9 @@ class Survey:
         return self.releases.get((release.namespace, release.name))
 
 
-def take(api: Api, helm: Helm) -> Survey:
+def take(api: Api, helm: Helm, cluster: Cluster) -> Survey:
     """Read the cluster; changes nothing."""
+    nodes = tuple(api.list("/api/v1/nodes"))
     config = api.find("/api/v1/namespaces/kube-system/configmaps/cilium-config")
     service = api.find("/api/v1/namespaces/default/services/kubernetes")
     groups = {group["name"] for group in api.get("/apis")["groups"]}
@@ -58,8 +59,8 @@ def take(api: Api, helm: Helm) -> Survey:
         server=api.server,
         version=str(api.get("/version")["gitVersion"]),
         uid=api.get("/api/v1/namespaces/kube-system")["metadata"]["uid"],
-        nodes=tuple(api.list("/api/v1/nodes")),
-        kube_proxy=api.find("/apis/apps/v1/namespaces/kube-system/daemonsets/kube-proxy") is not None,
+        nodes=nodes,
+        kube_proxy=kube_proxy(api.find("/apis/apps/v1/namespaces/kube-system/daemonsets/kube-proxy"), cluster, nodes),
         cilium_config=dict(config.get("data") or {}) if config else None,
         service_ip=service["spec"]["clusterIP"] if service else "",
         dra_served="resource.k8s.io" in groups,
@@ -67,22 +68,30 @@ def take(api: Api, helm: Helm) -> Survey:
     )
 
 
+def kube_proxy(daemonset: Object | None, cluster: Cluster, nodes: Iterable[Object]) -> bool:
+    """Whether a kube-proxy serves Services. k3s runs it inside its own process, and notes on the node if not."""
+    if daemonset is not None or cluster.platform != "k3s":
+        return daemonset is not None
+    arguments = ((node["metadata"].get("annotations") or {}).get("k3s.io/node-args", "") for node in nodes)
+    return not any("--disable-kube-proxy" in one for one in arguments)
+
+
 def observed(cluster: Cluster, survey: Survey) -> Observed:
     """What values depend on. A live Cilium keeps its kube-proxy mode, whatever else is seen.
 
     Raises RefusedError where the agents would have no address of the API server.
     """
-    kube_proxy = survey.kube_proxy
+    proxied = survey.kube_proxy
     if survey.cilium_config is not None:
-        kube_proxy = survey.cilium_config.get("kube-proxy-replacement") != "true"
+        proxied = survey.cilium_config.get("kube-proxy-replacement") != "true"
     host, port = _api_address(cluster, survey.server)
-    if not kube_proxy and not cluster.rehearsal and _loopback(host):
+    if not proxied and not cluster.rehearsal and _loopback(host):
         raise RefusedError(
             f"the API server is known as {host}:{port}, which no other node reaches; "
             f"give `api_server` (host:port) in inventory, cluster {cluster.name!r}"
         )
     room = sum(_takes_operator(node) for node in survey.nodes)
-    return Observed(kube_proxy=kube_proxy, api_host=host, api_port=port, operator_nodes=room)
+    return Observed(kube_proxy=proxied, api_host=host, api_port=port, operator_nodes=room)
 
 
 def gpu_nodes(cluster: Cluster, nodes: tuple[Object, ...] | list[Object]) -> list[tuple[Object, Group]]:

@@ -161,6 +161,7 @@ def _inject(args: argparse.Namespace) -> int:
     from . import faults
 
     node = faults.inject(_folder(args), args.fault, args.node)
+    faults.settle(_folder(args))
     print(f"Injected {args.fault} on {node}. Take it back with: gpuready rehearse heal {args.fault}")
     return 0
 
@@ -169,6 +170,7 @@ def _heal(args: argparse.Namespace) -> int:
     from . import faults
 
     node = faults.heal(_folder(args), args.fault)
+    faults.settle(_folder(args))
     print(f"Healed {args.fault} on {node}.")
     return 0
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpuready.charts_values.errors import InputError
+from gpuready.charts_values.errors import DeadlineError, InputError
 from gpuready.charts_values.inventory import STATE_FILE
 
 from .fleet import CONTROL_PLANE, Hardware
 
 FILE = "faults.json"
+# What the actors have made of it so far.
+ACKNOWLEDGED = "faults.shown.json"
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,25 @@ def heal(state_dir: Path, name: str) -> str:
     return node
 
 
+def acknowledge(state_dir: Path, now: Mapping[str, str]) -> None:
+    """For the actors: these faults show in the cluster, and no other."""
+    _replace(state_dir / ACKNOWLEDGED, json.dumps(dict(now)))
+
+
+def settle(state_dir: Path, seconds: float = 60.0) -> None:
+    """Wait until the cluster shows what is injected; raises DeadlineError where the actors do not act."""
+    wanted = active(state_dir)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if json.loads((state_dir / ACKNOWLEDGED).read_text()) == wanted:
+                return
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.05)
+    raise DeadlineError(f"the simulated fleet did not take it up in {seconds:g} s; look at: gpuready rehearse status")
+
+
 def broken(truth: Hardware, faults: Mapping[str, str]) -> Hardware:
     """The truth of a node with the faults that hit it; ``faults`` as ``active`` gives them."""
     for name, node in faults.items():
@@ -142,8 +164,12 @@ def _nodes(state_dir: Path) -> list[str]:
 
 
 def _write(state_dir: Path, now: Mapping[str, str]) -> None:
-    """Atomic: the actors never read half a file."""
     text = json.dumps({name: {"node": node} for name, node in now.items()}, indent=2)
-    new = state_dir / f"{FILE}.{os.getpid()}.new"
-    new.write_text(text + "\n")
-    new.replace(state_dir / FILE)
+    _replace(state_dir / FILE, text + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    """Atomic: the other side never reads half a file."""
+    new = file.with_name(f"{file.name}.{os.getpid()}.new")
+    new.write_text(text)
+    new.replace(file)

@@ -59,16 +59,17 @@ def progress(dra: Dra | None, role: str, view: View) -> Wish | None:
 
 
 def node(dra: Dra | None, view: View, profile: Profile, cache: Cache, writer: Writer) -> None:
-    """The slices of a node: published while the plugin runs, withdrawn when it is gone."""
-    runs = dra is not None and view.ready(ROLE)
+    """The slices of a node: published while the plugin serves them, withdrawn when it no longer does."""
+    served = dra.drivers if dra is not None and view.ready(ROLE) else ()
+    gone = ROLE not in view.pods
     version = driver_version(view)
     for driver in (DOMAINS, GPUS):
         name = f"{view.node.name}-{driver}"
         known = cache.object("resourceslices", name)
-        if runs and dra is not None and driver in dra.drivers and version is not None:
+        if driver in served and version is not None:
             devices = _gpus(view, profile, version) if driver == GPUS else _DOMAIN_DEVICES
             _publish(name, driver, devices, view, known, writer)
-        elif known is not None and ROLE not in view.pods:
+        elif known is not None and (gone or (served and driver not in served)):
             writer.delete("resourceslices", f"{PATHS['resourceslices']}/{name}", node=view.node.name)
 
 

@@ -62,6 +62,7 @@ class Stage:
         self._scene: Scene | None = None
         self._faults: dict[str, str] = {}
         self._faults_seen: tuple[int, int] | None = None
+        self._acknowledged: dict[str, str] | None = None
         self._truths: dict[str, Hardware] = {}
 
     def run(self, stop: threading.Event) -> None:
@@ -70,7 +71,8 @@ class Stage:
             if self._cache.wake.wait(_FAULTS):
                 stop.wait(_GATHER)
                 self._cache.wake.clear()
-            self.look()
+            if self.look() == 0 and self.writer.busy == 0:
+                self._acknowledge()
 
     def close(self) -> None:
         """End the threads."""
@@ -157,6 +159,12 @@ class Stage:
         if wish is None or pod.deleting or pod.ready or pod.progress == _shown(wish, pod):
             return
         self.writer.patch("pods", f"{pod.path}/status", {"status": status(pod, view.node, wish)}, node=view.node.name)
+
+    def _acknowledge(self) -> None:
+        """Say that the faults show: with these, nothing is left to write."""
+        if self._acknowledged != self._faults:
+            faults.acknowledge(self._state_dir, self._faults)
+            self._acknowledged = dict(self._faults)
 
     def _read_faults(self) -> None:
         try:

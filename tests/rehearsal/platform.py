@@ -84,9 +84,20 @@ class Platform:
 
     def wait_ready(self) -> None:
         """Until the GPU Operator is done and every node offers its GPUs."""
+        until(self._pods_of_operands, lambda seen: set(seen.values()) == {len(self.now.nodes)})
         until(self.verdict, lambda seen: seen == ("ready", "Reconciled"))
         for name in self.now.nodes:
             until(lambda name=name: self.offers("nvidia.com/gpu", name), lambda seen: seen == "8")
+
+    def _pods_of_operands(self) -> dict[str, int]:
+        """How many pods of each operand's newest template are ready; none while that is not known."""
+        found = {}
+        for name, one in self.daemonsets().items():
+            status = one["status"]
+            current = status.get("observedGeneration") == one["metadata"]["generation"]
+            ready = min(status["numberReady"], status.get("updatedNumberScheduled", 0))
+            found[name] = ready if current else 0
+        return found
 
     @contextmanager
     def policy(self, **spec: Any) -> Iterator[None]:

@@ -17,7 +17,7 @@ from gpuready.rehearsal import controlplane, engine
 from gpuready.rehearsal.actors.cache import Cache
 from gpuready.rehearsal.actors.informers import Informers
 from gpuready.rehearsal.actors.stage import Stage
-from gpuready.rehearsal.fleet import load_profile
+from gpuready.rehearsal.fleet import hardware, load_profile
 from gpuready.rehearsal.state import State
 
 from .commands import until
@@ -56,6 +56,10 @@ def nic_policy(name: str = "nic-cluster-policy", spec: Object = NIC_SPEC) -> Obj
 def with_selectors(**selectors: Any) -> Object:
     config = {"configList": [{"resourceName": "rdma_shared_device_a", "rdmaHcaMax": 63, "selectors": selectors}]}
     return {"rdmaSharedDevicePlugin": {**NIC_SPEC["rdmaSharedDevicePlugin"], "config": json.dumps(config)}}
+
+
+def taints(node: Object) -> list[str]:
+    return [taint["key"] for taint in node["spec"].get("taints", ())]
 
 
 class Recorder:
@@ -110,7 +114,7 @@ class Story:
         self.platform = platform
         self.bare = platform.node()
         platform.install("cilium", folder, operator={"replicas": 1})
-        self.networked = until(platform.node, lambda node: ready(node) == "True")
+        self.networked = until(platform.node, lambda node: ready(node) == "True" and len(taints(node)) == 1)
         platform.install("gpu-operator", folder, nfd={"enabled": False}, driver={"version": "580.173.02"})
         self.without_nfd = until(platform.verdict, lambda seen: seen[0] != "")
         platform.nfd(folder, pci={"deviceClassWhitelist": ["02"], "deviceLabelFields": ["vendor"]})
@@ -165,7 +169,7 @@ def test_a_node_starts_bare(story: Story) -> None:
 def test_cilium_makes_nodes_ready(story: Story) -> None:
     conditions = {one["type"]: one for one in story.networked["status"]["conditions"]}
     assert conditions["NetworkUnavailable"]["reason"] == "CiliumIsUp"
-    assert [taint["key"] for taint in story.networked["spec"]["taints"]] == ["nvidia.com/gpu"]
+    assert taints(story.networked) == ["nvidia.com/gpu"]
     found = story.platform.api.list("/apis/cilium.io/v2/ciliumnodes")
     assert {one["metadata"]["name"] for one in found} == {"cp-0", "gpu-0000", "gpu-0001"}
     cidrs = [cidr for one in found for cidr in one["spec"]["ipam"]["podCIDRs"]]
@@ -228,11 +232,17 @@ def test_nothing_is_written_while_nothing_changes(platform: Platform) -> None:
     informers.start()
     assert informers.synced.wait(30)
     stage = Stage(now.folder, load_profile(now.profile), api, cache)
-    asked = stage.look()
+    stage.look()
+
+    def look_at_everything() -> int:
+        cache.touch_all()
+        return stage.look() + stage.writer.busy
+
+    # The last events of the installation may still be under way; a write that repeats itself never ends.
+    until(look_at_everything, lambda asked: asked == 0)
     informers.stop()
     stage.close()
     assert cache.nodes.keys() == {"cp-0", "gpu-0000", "gpu-0001"}
-    assert asked == 0
 
 
 # -- what values lead to ------------------------------------------------------------------------------------
@@ -283,6 +293,10 @@ def test_a_new_driver_waits_for_the_deletion_of_the_old_pod(platform: Platform) 
     version = "nvidia.com/cuda.driver-version.full"
     with platform.policy(driver={"version": "580.178.04", "upgradePolicy": {"autoUpgrade": False}}):
         until(platform.verdict, lambda seen: seen[0] == "notReady")
+        until(
+            lambda: platform.daemonsets()["nvidia-driver-daemonset"],
+            lambda one: one["status"]["observedGeneration"] == one["metadata"]["generation"] > 1,
+        )
         assert {pod["status"]["phase"] for pod in platform.pods("nvidia-driver-daemonset")} == {"Running"}
         assert platform.labels()[version] == "580.173.02"
         pods = {pod["spec"]["nodeName"]: pod for pod in platform.pods("nvidia-driver-daemonset")}
@@ -407,7 +421,46 @@ def test_a_wrong_driver_root_keeps_the_dra_plugin_in_init(platform: Platform, fo
     )
     assert len(found[0]["spec"]["devices"]) == 8
     assert found[0]["spec"]["devices"][0]["attributes"]["driverVersion"] == {"version": "580.173.2"}
+    claim_one_gpu(platform.api)
     platform.install("dra-driver-nvidia-gpu", folder, **off, nvidiaDriverRoot="/run/nvidia/driver")
+    until(lambda: {one["spec"]["driver"] for one in platform.api.list(slices)}, lambda seen: len(seen) == 1)
+
+
+def claim_one_gpu(api: Api) -> None:
+    """A pod with a claim sees the very device that was allocated to it."""
+    gpu = hardware(load_profile("h100-ib"), "gpu-0001").gpus[5]
+    expression = f"device.attributes['gpu.nvidia.com'].uuid == '{gpu.uuid}'"
+    request = {"deviceClassName": "gpu.nvidia.com", "selectors": [{"cel": {"expression": expression}}]}
+    claim: Object = {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaim",
+        "metadata": {"name": "one"},
+        "spec": {"devices": {"requests": [{"name": "gpu", "exactly": request}]}},
+    }
+    claims, pods = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims", "/api/v1/namespaces/default/pods"
+    api.create(claims, claim)
+    container = {
+        "name": "smi",
+        "image": "cuda",
+        "command": ["nvidia-smi", "-L"],
+        "resources": {"claims": [{"name": "gpu"}]},
+    }
+    pod: Object = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "claims"},
+        "spec": {
+            "restartPolicy": "Never",
+            "tolerations": [GPU_TAINT],
+            "containers": [container],
+            "resourceClaims": [{"name": "gpu", "resourceClaimName": "one"}],
+        },
+    }
+    api.create(pods, pod)
+    until(lambda: api.get(f"{pods}/claims")["status"].get("phase"), lambda phase: phase == "Succeeded")
+    assert api.text(f"{pods}/claims/log") == f"GPU 0: NVIDIA H100 80GB HBM3 (UUID: {gpu.uuid})\n"
+    api.delete(f"{pods}/claims")
+    api.delete(f"{claims}/one")
 
 
 # -- staying alive ------------------------------------------------------------------------------------------

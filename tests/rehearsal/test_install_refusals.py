@@ -32,6 +32,12 @@ def test_a_typo_in_cluster(tmp_path: Path) -> None:
     refused(pyinfra(tmp_path, CLUSTER="rehersal"), "inventory has no cluster 'rehersal'; it has rehearsal")
 
 
+def test_an_inventory_without_an_entry(tmp_path: Path) -> None:
+    file = tmp_path / "inventory"
+    file.write_text('cluster = ["@local"]\n')
+    refused(pyinfra(tmp_path, file=file), "carries no gpuready entry")
+
+
 # What is wrong in the entry, and what is said.
 ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
     "missing kubeconfig": ({"kubeconfig": "/nowhere/kubeconfig"}, "kubeconfig /nowhere/kubeconfig does not exist"),

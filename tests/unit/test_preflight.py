@@ -181,3 +181,20 @@ def test_operator_nodes_are_those_without_foreign_taints() -> None:
         node("cpu-0", taints=("node.kubernetes.io/not-ready",)),
     )
     assert survey.observed(cluster(), seen(nodes=nodes)).operator_nodes == 2
+
+
+def test_k3s_runs_its_kube_proxy_inside() -> None:
+    plain, without = node("a"), node("b")
+    without["metadata"]["annotations"] = {"k3s.io/node-args": '["server","--disable-kube-proxy"]'}
+    k3s, kubeadm = cluster(platform="k3s"), cluster()
+    assert survey.kube_proxy(None, k3s, [plain]) is True
+    assert survey.kube_proxy(None, k3s, [plain, without]) is False
+    assert survey.kube_proxy(None, kubeadm, [plain]) is False
+    assert survey.kube_proxy({"kind": "DaemonSet"}, kubeadm, [plain]) is True
+
+
+def test_room_matters_only_where_cilium_gives_out_the_addresses() -> None:
+    ipam = {"operator": {"clusterPoolIPv4PodCIDRList": ["10.244.0.0/24"], "clusterPoolIPv4MaskSize": 24}}
+    preflight.room_for_nodes(HEALTHY, {"ipam": {"mode": "kubernetes", **ipam}})
+    with pytest.raises(RefusedError, match="has room for 1 nodes"):
+        preflight.room_for_nodes(HEALTHY, {"ipam": {"mode": "cluster-pool", **ipam}})

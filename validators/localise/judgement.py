@@ -1,0 +1,140 @@
+"""Judges single runs: against an absolute floor, and against the other runs of their kind.
+
+A run fails below the floor, or, where its kind was measured on eight nodes or more, below
+median - max(3 x 1.4826 x MAD, 5 %). Shortfalls are counted in thirds of that margin, so that a run fails at 3
+and several runs can be weighed together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Literal
+
+from .model import Kind, Outcome, Run
+
+MANY_NODES = 8
+FAILS_AT = 3.0
+# Twice the margin: no noise that the margin was made from reaches it.
+GROSS = 6.0
+# Below this a shortfall is no hint of trouble at all.
+CLEAR = 2.0
+# What a failed run weighs; more would let one run stand for several.
+WORST = 10.0
+# What a floor missed by nothing weighs: two such runs suffice together (see culprits.TOGETHER).
+_FLOOR = 4.0
+_MARGIN = 0.05
+
+State = Literal["pass", "fail", "unsteady", "void"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a figure is held against; ``margin`` is None while too few nodes were measured."""
+
+    median: float
+    margin: float | None
+    floor: float | None
+
+    def shortfall(self, value: float) -> float:
+        """By how much a figure falls short: 3 and more fails, 10 at most, below 0 is faster than most."""
+        short = 0.0
+        if self.margin:
+            short = FAILS_AT * (self.median - value) / self.margin
+        if self.floor is not None and value < self.floor:
+            short = max(short, _FLOOR + WORST * (self.floor - value) / self.floor)
+        return max(-WORST, min(short, WORST))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A judged run. ``short`` is its worst shortfall, ``by_rail`` that of each rail.
+
+    ``steady`` is False where some repetitions were clearly good and others grossly low.
+    """
+
+    run: Run
+    state: State
+    short: float = 0.0
+    by_rail: Mapping[int, float] = field(default_factory=dict)
+    steady: bool = True
+
+    @property
+    def bad(self) -> bool:
+        """Whether something in it was slow or broken."""
+        return self.state in ("fail", "unsteady")
+
+    def other(self, name: str) -> str:
+        """The partner of a node in a run of two."""
+        first, second = self.run.nodes
+        return second if first == name else first
+
+
+def judge(runs: Iterable[Run], outcomes: Mapping[str, Outcome], floors: Mapping[Kind, float]) -> list[Finding]:
+    """Every run that has an outcome, in the order of ``runs``."""
+    done = [(run, outcomes[run.id]) for run in runs if run.id in outcomes]
+    references = _references(done, {str(kind): floor for kind, floor in floors.items()})
+    return [_judged(run, outcome, references) for run, outcome in done]
+
+
+def _population(run: Run, outcome: Outcome) -> str:
+    """The runs whose figures compare: by kind, and those that are not split by rail apart from those that are."""
+    if outcome.per_rail or run.kind in ("single", "pair"):
+        return run.kind
+    return "pair" if run.kind == "rail" else "pair across leaves"
+
+
+def _references(done: Sequence[tuple[Run, Outcome]], limits: Mapping[str, float]) -> dict[str, Reference]:
+    """What to hold each population against."""
+    values: dict[str, list[float]] = {}
+    nodes: dict[str, set[str]] = {}
+    for run, outcome in done:
+        key = _population(run, outcome)
+        figures = [median(series) for series in _series(outcome).values() if series]
+        if figures:
+            values.setdefault(key, []).extend(figures)
+            nodes.setdefault(key, set()).update(run.nodes)
+    found = {}
+    for key, figures in values.items():
+        middle = median(figures)
+        spread = 1.4826 * median([abs(figure - middle) for figure in figures])
+        margin = max(3 * spread, _MARGIN * middle) if len(nodes[key]) >= MANY_NODES else None
+        found[key] = Reference(middle, margin, limits.get(key.removesuffix(" across leaves")))
+    return found
+
+
+def _series(outcome: Outcome) -> dict[int, tuple[float, ...]]:
+    """The figures by rail; under -1 where the run is not split."""
+    return dict(outcome.per_rail) if outcome.per_rail else {-1: outcome.busbw_gbytes_s}
+
+
+def _judged(run: Run, outcome: Outcome, references: Mapping[str, Reference]) -> Finding:
+    if outcome.failed or outcome.gdr is False:
+        return Finding(run, "fail", WORST)
+    series = _series(outcome)
+    if not any(series.values()):
+        return Finding(run, "void")
+    reference = references[_population(run, outcome)]
+    state: State = "pass"
+    worst = -math.inf
+    steady = True
+    by_rail: dict[int, float] = {}
+    # A rail that was asked for and is missing did not work.
+    for rail in sorted({*series, *(run.rails if outcome.per_rail else ())}):
+        figures = series.get(rail, ())
+        short = low = high = WORST
+        if figures:
+            short, low, high = (reference.shortfall(pick) for pick in (median(figures), min(figures), max(figures)))
+        if short >= FAILS_AT:
+            state = "fail"
+            steady = steady and not (high < CLEAR and low >= GROSS)
+        elif low >= GROSS:
+            state = "fail" if state == "fail" else "unsteady"
+            steady = False
+            short = low
+        worst = max(worst, short)
+        if rail >= 0:
+            by_rail[rail] = short
+    return Finding(run, state, worst, by_rail, steady)
