@@ -8,15 +8,21 @@ seen, not what a model class made of it, and 1,000 nodes must not be parsed into
 from __future__ import annotations
 
 import json
+import logging
+import ssl
 import threading
+import time
+from base64 import urlsafe_b64decode
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import urllib3
 
-from .errors import ApiError, DeadlineError, InputError, UnreachableError
+from .errors import ApiError, DeadlineError, InputError, ToolError, UnreachableError
 
 Object = dict[str, Any]
 # A name of its own, because Api has a method called `list`.
@@ -34,7 +40,8 @@ PATCH_TYPES = {
 class Api:
     """One cluster. Safe to share between threads.
 
-    ``server`` is the URL, ``calls`` counts the requests made, ``timeout`` bounds each request in seconds.
+    ``server`` is the URL, ``calls`` counts the requests made, ``timeout`` is how many seconds of silence a
+    request bears. No request is made, tried again or waited for behind ``deadline`` (``time.monotonic``).
     """
 
     def __init__(self, client: Any, timeout: float = 15.0) -> None:
@@ -42,6 +49,7 @@ class Api:
         self._pool = client.rest_client.pool_manager
         self.server: str = client.configuration.host
         self.timeout = timeout
+        self.deadline: float | None = None
         self.calls = 0
         self._lock = threading.Lock()
 
@@ -56,7 +64,8 @@ class Api:
     ) -> Api:
         """Read the credentials; does not call the server yet.
 
-        Raises InputError where the file, the context or the exec plugin is missing.
+        Raises InputError where the file or the context is missing, ToolError where an exec plugin gives no
+        credentials. A plugin may take as long as it likes: whoever has a deadline must not wait for this.
         """
         from kubernetes import client, config
         from kubernetes.config.config_exception import ConfigException
@@ -65,26 +74,28 @@ class Api:
             raise InputError(f"kubeconfig {kubeconfig} does not exist; give another with --kubeconfig")
         settings = client.Configuration()
         settings.connection_pool_maxsize = connections
+        where = f"kubeconfig {kubeconfig}" if kubeconfig else "the default kubeconfig"
+        file = str(Path(kubeconfig).expanduser()) if kubeconfig else None
         try:
-            config.load_kube_config(
-                config_file=str(Path(kubeconfig).expanduser()) if kubeconfig else None,
-                context=context,
-                client_configuration=settings,
-                persist_config=False,
-            )
+            with _complaints() as told:
+                config.load_kube_config(file, context, settings, persist_config=False)
         except ConfigException as error:
-            where = kubeconfig or "the default kubeconfig"
+            known = _contexts(file)
+            if context is not None and known and context not in known:
+                names = ", ".join(sorted(known))
+                raise InputError(f"{where} has no context {context!r}; it has {names}") from error
             raise InputError(f"cannot use {where}: {_one_line(str(error))}") from error
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{kubeconfig or 'the default kubeconfig'} is not a kubeconfig: {error}") from error
+            raise InputError(f"{where} is not a kubeconfig: {_one_line(str(error))}") from error
+        if told and not (settings.api_key or settings.cert_file):
+            raise ToolError(f"{where}: its exec plugin gave no credentials: {_one_line(told[-1])}")
         return cls(client.ApiClient(settings), timeout)
 
     # -- one object ---------------------------------------------------------------------------------------
 
     def get(self, path: str, **query: Any) -> Object:
         """GET ``path`` (``/api/v1/nodes/gpu-0``); raises ApiError (``missing``) where it is absent."""
-        found: Object = json.loads(self._request("GET", path, query))
-        return found
+        return self._object("GET", path, query)
 
     def find(self, path: str, **query: Any) -> Object | None:
         """Like ``get``, but None where the object or its kind is absent."""
@@ -97,18 +108,15 @@ class Api:
 
     def create(self, path: str, body: Object, **query: Any) -> Object:
         """POST ``body`` to the collection ``path``; raises ApiError (``conflict``) where it exists."""
-        made: Object = json.loads(self._request("POST", path, query, body))
-        return made
+        return self._object("POST", path, query, body)
 
     def replace(self, path: str, body: Object, **query: Any) -> Object:
         """PUT ``body``."""
-        made: Object = json.loads(self._request("PUT", path, query, body))
-        return made
+        return self._object("PUT", path, query, body)
 
     def patch(self, path: str, body: Object | Objects, *, kind: str = "merge", **query: Any) -> Object:
         """PATCH; ``kind`` is a key of PATCH_TYPES. For ``apply`` give ``fieldManager`` (and ``force``)."""
-        done: Object = json.loads(self._request("PATCH", path, query, body, PATCH_TYPES[kind]))
-        return done
+        return self._object("PATCH", path, query, body, PATCH_TYPES[kind])
 
     def delete(self, path: str, *, propagation: str = "Background", missing_ok: bool = True) -> None:
         """DELETE, in the background by default; an absent object is fine unless ``missing_ok`` is false."""
@@ -132,7 +140,7 @@ class Api:
     def list_with_version(self, path: str, **query: Any) -> tuple[Objects, str]:
         """The items, and the resourceVersion from which a watch goes on."""
         query.setdefault("resourceVersion", "0")
-        answer = json.loads(self._request("GET", path, query))
+        answer = self._object("GET", path, query)
         kind = str(answer.get("kind", "")).removesuffix("List")
         items: Objects = answer.get("items") or []
         for item in items:
@@ -166,6 +174,16 @@ class Api:
 
     # -- the wire -----------------------------------------------------------------------------------------
 
+    def _object(self, method: str, path: str, *more: Any) -> Object:
+        data = self._request(method, path, *more)
+        try:
+            answer = json.loads(data)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise UnreachableError(f"{self.server}{path} answered with something that is no API object; is it a proxy?")
+        return answer
+
     def _request(
         self,
         method: str,
@@ -174,14 +192,13 @@ class Api:
         body: Object | Objects | None = None,
         content_type: str = "application/json",
     ) -> bytes:
-        response = self._open(method, path, query, body, content_type)
         try:
-            data: bytes = response.read(decode_content=True)
-        except urllib3.exceptions.HTTPError as error:
-            raise UnreachableError(f"{self.server} stopped answering: {_cause(error)}") from error
-        finally:
-            response.release_conn()
-        return data
+            return self._body(self._open(method, path, query, body, content_type))
+        except _BrokenError:
+            # A load balancer may have dropped an idle connection. To read twice does no harm.
+            if method != "GET":
+                raise
+        return self._body(self._open(method, path, query, body, content_type))
 
     def _open(
         self,
@@ -193,45 +210,144 @@ class Api:
         *,
         read_timeout: float | None = None,
     ) -> Any:
-        with self._lock:
-            self.calls += 1
-        # One identity per request: token files and exec plugins are refreshed by the client here.
-        headers: dict[str, str] = {"Accept": "application/json, */*", "User-Agent": "gpuready"}
-        self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, None)
-        if body is not None:
-            headers["Content-Type"] = content_type
+        """The response, its body unread. What the server puts off with Retry-After is tried again in time."""
         wanted = {key: value for key, value in query.items() if value is not None}
         url = self.server + path + (f"?{urlencode(wanted)}" if wanted else "")
+        data = json.dumps(body) if body is not None else None
+        end = time.monotonic() + self.timeout
+        if self.deadline is not None:
+            end = min(end, self.deadline)
+        while True:
+            # One identity per request: token files and exec plugins are refreshed by the client here.
+            headers: dict[str, str] = {"Accept": "application/json, */*", "User-Agent": "gpuready"}
+            self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, None)
+            if data is not None:
+                headers["Content-Type"] = content_type
+            left = end - time.monotonic()
+            if left <= 0:
+                raise DeadlineError(f"the time was up before {method} {path} could be asked")
+            response = self._send(method, url, headers, data, urllib3.Timeout(left, read_timeout or left))
+            if response.status < 400:
+                return response
+            pause = _pause(response)
+            answer = self._body(response)
+            if pause is None or time.monotonic() + pause >= end:
+                raise self._error_of(response.status, answer, method, path)
+            time.sleep(pause)
+
+    def _send(self, method: str, url: str, headers: dict[str, str], data: str | None, timeout: urllib3.Timeout) -> Any:
+        with self._lock:
+            self.calls += 1
         try:
-            response = self._pool.request(
-                method,
-                url,
-                headers=headers,
-                body=json.dumps(body) if body is not None else None,
-                preload_content=False,
-                retries=False,
-                timeout=urllib3.Timeout(connect=self.timeout, read=read_timeout or self.timeout),
+            return self._pool.request(
+                method, url, headers=headers, body=data, preload_content=False, retries=False, timeout=timeout
             )
         except urllib3.exceptions.NewConnectionError as error:  # it counts as a timeout in urllib3's tree
             raise UnreachableError(f"cannot reach the API server {self.server}: {_cause(error)}") from error
         except urllib3.exceptions.TimeoutError as error:
-            raise DeadlineError(f"{self.server} did not answer within {self.timeout:g} s") from error
+            seconds = round(float(timeout.read_timeout or self.timeout), 1)
+            raise DeadlineError(f"{self.server} did not answer within {seconds:g} s") from error
+        except urllib3.exceptions.SSLError as error:
+            raise UnreachableError(_refused_certificate(self.server, error)) from error
+        except urllib3.exceptions.ProtocolError as error:
+            raise _BrokenError(f"{self.server} broke the connection: {_cause(error)}") from error
         except urllib3.exceptions.HTTPError as error:
             raise UnreachableError(f"cannot reach the API server {self.server}: {_cause(error)}") from error
-        if response.status >= 400:
-            with response:
-                raise _error_of(response.status, response.read(decode_content=True), method, path)
-        return response
+
+    def _body(self, response: Any) -> bytes:
+        """The body, read as it comes, so that one that trickles ends at the deadline too."""
+        parts: list[bytes] = []
+        try:
+            while part := response.read1(1 << 20, decode_content=True):
+                parts.append(part)
+                if self.deadline is not None and time.monotonic() > self.deadline:
+                    raise DeadlineError(f"{self.server} was not done answering when the time was up")
+            response.release_conn()
+        except urllib3.exceptions.TimeoutError as error:
+            raise DeadlineError(f"{self.server} stopped in the middle of an answer") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise _BrokenError(f"{self.server} broke off in the middle of an answer: {_cause(error)}") from error
+        finally:
+            response.close()
+        return b"".join(parts)
+
+    def _error_of(self, status: int, body: bytes, method: str, path: str) -> ApiError | UnreachableError:
+        """The error that an HTTP status stands for: 429 and 5xx mean that the server cannot answer now."""
+        if status == 401:
+            why = _expired(self._client.configuration) or "they are wrong, or were revoked; log in again"
+            return ApiError(f"{self.server} does not accept the credentials: {why} (HTTP 401)", status)
+        try:
+            message = str(json.loads(body).get("message", ""))
+        except (ValueError, AttributeError):
+            message = body.decode("utf-8", errors="replace")
+        text = f"{method} {path}: {_one_line(message) or 'no message'} (HTTP {status})"
+        return UnreachableError(text) if status == 429 or status >= 500 else ApiError(text, status)
 
 
-def _error_of(status: int, body: bytes, method: str, path: str) -> ApiError | UnreachableError:
-    """The error that an HTTP status stands for: 429, 502, 503 and 504 mean that the server cannot answer now."""
+class _BrokenError(UnreachableError):
+    """The connection broke while the server was answering."""
+
+
+def _pause(response: Any) -> float | None:
+    """How many seconds the server asks us to wait; None where it does not ask."""
+    asked = response.headers.get("Retry-After", "")
+    wait = response.status == 429 or response.status >= 500
+    return max(0.1, float(asked)) if wait and asked.isdigit() else None
+
+
+def _refused_certificate(server: str, error: BaseException) -> str:
+    """Which certificate is wrong, and how."""
+    cause = error.args[0] if error.args else error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        hint = "; renew it there, or set this machine's clock" if "expired" in cause.verify_message else ""
+        return f"the certificate of the API server {server} is refused: {cause.verify_message}{hint}"
+    return f"no TLS connection to the API server {server}: {_cause(error)}"
+
+
+def _expired(settings: Any) -> str:
+    """Says which of the credentials is over; empty where none is, as far as can be seen from here."""
+    now = datetime.now(UTC)
+    token = str(settings.api_key.get("BearerToken") or "").removeprefix("Bearer ").split(".")
+    if len(token) == 3:
+        try:
+            claims = json.loads(urlsafe_b64decode(token[1] + "=" * (-len(token[1]) % 4)))
+            end = datetime.fromtimestamp(claims["exp"], UTC)
+        except (ValueError, KeyError, TypeError):
+            return ""
+        return f"the token expired on {end:%Y-%m-%d %H:%M} UTC" if end < now else ""
+    if settings.cert_file:
+        from cryptography import x509
+
+        try:
+            end = x509.load_pem_x509_certificate(Path(settings.cert_file).read_bytes()).not_valid_after_utc
+        except (OSError, ValueError):
+            return ""
+        return f"the client certificate expired on {end:%Y-%m-%d %H:%M} UTC" if end < now else ""
+    return ""
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What the official client logs in place of raising; kept from stderr."""
+    told: list[str] = []
+    keeper = logging.Handler(logging.ERROR)
+    keeper.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logging.root.addHandler(keeper)
     try:
-        message = str(json.loads(body).get("message", ""))
-    except (ValueError, AttributeError):
-        message = body.decode("utf-8", errors="replace")
-    text = f"{method} {path}: {_one_line(message) or 'no message'} (HTTP {status})"
-    return UnreachableError(text) if status in (429, 502, 503, 504) else ApiError(text, status)
+        yield told
+    finally:
+        logging.root.removeHandler(keeper)
+
+
+def _contexts(file: str | None) -> list[str]:
+    """The names of a kubeconfig's contexts; none where they cannot be read."""
+    from kubernetes import config
+    from kubernetes.config.config_exception import ConfigException
+
+    try:
+        return [str(one["name"]) for one in config.list_kube_config_contexts(file)[0]]
+    except ConfigException:
+        return []
 
 
 def _cause(error: BaseException) -> str:

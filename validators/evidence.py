@@ -15,7 +15,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class ReadFailure:
-    """Why something could not be read. ``kind`` is absent, forbidden or unreachable."""
+    """Why something could not be read. ``kind`` is absent, forbidden, unreachable or interrupted."""
 
     kind: str
     message: str

@@ -77,9 +77,11 @@ def _blocked(one: Check, evidence: Evidence, saved: bool, subject: Subject) -> F
                 avoid="",
             )
         if failure is not None and failure.kind == "unreachable":
-            detail = f"{key}: {failure.message}"
-            cause = "the API did not answer"
-            return Finding(Status.ERROR, subject, "Unreachable", cause, detail, fix="Run it again.")
+            cause = f"the API did not answer for {key}"
+            return Finding(Status.ERROR, subject, "Unreachable", cause, failure.message, fix="Run it again.")
+        if failure is not None and failure.kind == "interrupted":
+            cause = "the run was interrupted before this was read"
+            return Finding(Status.UNPROVEN, subject, "Interrupted", cause, key, fix="Run it again.", avoid="")
         if saved and key not in evidence.cluster and failure is None:
             cause = "the bundle does not hold what this check needs"
             return Finding(Status.SKIP, subject, "NotInBundle", cause, key, required=False)

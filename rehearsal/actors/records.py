@@ -121,6 +121,7 @@ class Pod:
 
 
 READY = "ready"
+RUNNING = "running"
 FRESH = "fresh"
 
 
@@ -138,7 +139,7 @@ def progress_of(status: Object) -> str:
             return "crash"
     if phase == "Running":
         ready = any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions") or ())
-        return READY if ready else "running"
+        return READY if ready else RUNNING
     started = status.get("initContainerStatuses") or ()
     if started:
         done = sum(1 for one in started if "terminated" in one.get("state", {}))

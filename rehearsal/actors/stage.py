@@ -23,8 +23,8 @@ from .dra import Dra
 from .gpu_operator import GpuOperator
 from .network_operator import NetworkOperator
 from .nfd import Nfd
-from .pods import Wish, status
-from .records import FRESH, Pod
+from .pods import Wish, now, status
+from .records import FRESH, RUNNING, Pod
 from .scene import View, roles
 from .wishes import NodeWish
 from .workloads import Workloads
@@ -148,6 +148,9 @@ class Stage:
         for pod in self._cache.on_node[name].values():
             if pod.body is not None:
                 self._workloads.pod(pod, view, scene.gpu, self._view)
+            elif _forgotten(pod, view):
+                body = {"status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now()}]}}
+                self.writer.patch("pods", f"{pod.path}/status", body, node=name)
 
     def _pod(self, scene: Scene, role: str, pod: Pod, view: View) -> None:
         """A DaemonSet's pod that is ours to drive. One that runs goes on: kubelets take nothing back."""
@@ -180,6 +183,15 @@ class Stage:
             self._faults = faults.active(self._state_dir)
         except InputError as error:
             log.warning("%s", error)
+
+
+def _forgotten(pod: Pod, view: View) -> bool:
+    """A pod of kwok's that the controller-manager took from Ready while it saw the node as not Ready.
+
+    A kubelet posts it again; kwok does so once only.
+    """
+    ready = view.node.conditions.get("Ready", ("",))[0] == "True"
+    return ready and not pod.gated and not pod.deleting and pod.progress == RUNNING
 
 
 def _kubelet(view: View, wish: NodeWish) -> None:

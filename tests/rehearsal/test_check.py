@@ -107,6 +107,23 @@ def test_a_missing_permission_is_unproven_and_says_what_to_grant(installed: Stat
     assert all("gpuready rbac check" in r["fix"] for r in data["results"] if r["reason"] == "PermissionMissing")
 
 
+def test_a_pod_that_lost_its_readiness_gets_it_back(installed: State) -> None:
+    """The controller-manager takes it while it sees the node as not Ready; a kubelet would post it again."""
+    api = Api.connect(installed.kubeconfig)
+    pods = "/api/v1/namespaces/gpu-operator/pods"
+
+    def operator() -> dict[str, Any]:
+        return next(pod for pod in api.list(pods, resourceVersion="") if pod["spec"]["nodeName"] == "cp-0")
+
+    def ready() -> str:
+        return str(next(one["status"] for one in operator()["status"]["conditions"] if one["type"] == "Ready"))
+
+    assert ready() == "True"
+    lost = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+    api.patch(f"{pods}/{operator()['metadata']['name']}/status", lost, kind="strategic")
+    until(ready, lambda status: status == "True")
+
+
 def test_api_calls_do_not_grow_with_the_nodes(installed: State, rehearsal: State) -> None:
     few, many = report(installed, "check"), report(rehearsal, "check")
     assert len(installed.nodes) < len(rehearsal.nodes)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from gpuready.charts_values.errors import ApiError, DeadlineError, GpureadyError, UnreachableError
+from gpuready.charts_values.errors import ApiError, DeadlineError, GpureadyError
 from gpuready.charts_values.kube import Api
 
-from ..evidence import Evidence, ReadFailure
+from .. import fanout
+from ..evidence import Evidence, Object, ReadFailure
 
 # What a bundle must not carry: bulky or private, and no check reads it.
 _DROPPED_ANNOTATIONS = ("kubectl.kubernetes.io/last-applied-configuration",)
@@ -42,58 +42,93 @@ READS = (
     Read("clusterpolicies.nvidia.com", "/apis/nvidia.com/v1/clusterpolicies"),
     Read("nicclusterpolicies.mellanox.com", "/apis/mellanox.com/v1alpha1/nicclusterpolicies"),
 )
+DRA_GROUP = "resource.k8s.io"
 DRA_KINDS = ("resourceslices", "deviceclasses")
+_VERSION, _GROUPS = "version", "api groups"
 
 
-def collect(api: Api, *, timeout: float, on_read: Callable[[str], None] = lambda key: None) -> Evidence:
-    """Everything that the read-only checks judge, within ``timeout`` seconds.
+def collect(
+    api: Api, *, until: float, more: Iterable[Read] = (), on_read: Callable[[str], None] = lambda key: None
+) -> Evidence:
+    """Everything that the read-only checks judge, and ``more``; it ends at ``until`` (``time.monotonic``).
 
-    A read that fails is kept in ``failures`` and the others go on. Raises UnreachableError where the server
-    does not answer at all, DeadlineError where it is too slow for that, ApiError where it knows no such user.
+    A read that fails is kept in ``failures`` and the others go on. Ctrl-C ends it as the deadline does, and
+    is noted as ``about["interrupted"]``. Raises UnreachableError where the server does not answer at all,
+    DeadlineError where it is too slow for that, ApiError where it does not accept the credentials.
     """
-    deadline = time.monotonic() + timeout
+    seconds = round(until - time.monotonic(), 1)
     evidence = Evidence(about={"server": api.server})
-    evidence.about["server_version"] = api.get("/version").get("gitVersion")
-    reads = READS + _dra_reads(api, evidence)
-    pool = ThreadPoolExecutor(max_workers=6, thread_name_prefix="collect")
+    reads = {read.key: partial(_read, api, read) for read in (*READS, *more)}
+    open_keys = [*reads, *(f"{kind}.{DRA_GROUP}" for kind in DRA_KINDS)]
+    evidence.failures = {key: ReadFailure("unreachable", f"no answer within {seconds:g} s") for key in open_keys}
+    calls: dict[str, Callable[[], Any]] = {_VERSION: partial(api.get, "/version"), _GROUPS: partial(_dra, api, until)}
     try:
-        running = {read.key: pool.submit(_read, api, read) for read in reads}
-        for key, future in running.items():
-            try:
-                evidence.cluster[key] = future.result(timeout=max(0.0, deadline - time.monotonic()))
-            except FutureTimeout:
-                evidence.failures[key] = ReadFailure("unreachable", f"no answer within {timeout:g} s")
-            except GpureadyError as error:
-                evidence.failures[key] = _failure(error)
+        for key, outcome in fanout.outcomes(calls | reads, until):
+            if key == _VERSION:
+                _note_version(evidence, outcome)
+            elif key == _GROUPS:
+                _note_dra(evidence, outcome)
+            else:
+                _note(evidence, key, outcome)
             on_read(key)
-    finally:
-        # A request that hangs ends by its own timeout; it must not hold the report back.
-        pool.shutdown(wait=False, cancel_futures=True)
+    except KeyboardInterrupt:
+        if not evidence.cluster:
+            raise
+        evidence.about["interrupted"] = True
+        for key, failure in evidence.failures.items():
+            if failure.message.startswith("no answer within"):
+                evidence.failures[key] = ReadFailure("interrupted", "Ctrl-C came before the answer")
+    if not evidence.cluster and "server_version" not in evidence.about:
+        raise DeadlineError(f"{api.server} did not answer within {seconds:g} s")
     namespaces = evidence.objects("namespaces")
     evidence.about["uid"] = namespaces[0]["metadata"]["uid"] if namespaces else None
     return evidence
 
 
-def _dra_reads(api: Api, evidence: Evidence) -> tuple[Read, ...]:
-    """The DRA kinds under the version that this server serves, which differs from 1.32 to 1.34."""
-    try:
-        groups = {group["name"]: group for group in api.get("/apis")["groups"]}
-    except (ApiError, UnreachableError, DeadlineError) as error:
-        for kind in DRA_KINDS:
-            evidence.failures[f"{kind}.resource.k8s.io"] = _failure(error)
-        return ()
-    served = groups.get("resource.k8s.io")
-    evidence.about["api_groups"] = sorted(groups)
+def _note(evidence: Evidence, key: str, outcome: list[Object] | GpureadyError) -> None:
+    if isinstance(outcome, GpureadyError):
+        evidence.failures[key] = _failure(outcome)
+    else:
+        evidence.cluster[key] = outcome
+        evidence.failures.pop(key, None)
+
+
+def _note_version(evidence: Evidence, outcome: Object | GpureadyError) -> None:
+    """Who does not tell its version is no API server, or none for us; one that forbids it may tell the rest."""
+    if isinstance(outcome, ApiError) and outcome.status == 403:
+        evidence.failures[_VERSION] = _failure(outcome)
+    elif isinstance(outcome, GpureadyError):
+        raise outcome
+    else:
+        evidence.about["server_version"] = outcome.get("gitVersion")
+
+
+def _dra(api: Api, until: float) -> tuple[Object, dict[str, list[Object] | GpureadyError]]:
+    """The API groups, and the DRA kinds under the version that this server serves: it differs from 1.32 to 1.34."""
+    groups = {group["name"]: group for group in api.get("/apis")["groups"]}
+    about: Object = {"api_groups": sorted(groups)}
+    served = groups.get(DRA_GROUP)
     if served is None:
-        for kind in DRA_KINDS:
-            evidence.failures[f"{kind}.resource.k8s.io"] = ReadFailure("absent", "the server serves no DRA API")
-        return ()
-    evidence.about["dra_versions"] = [version["version"] for version in served["versions"]]
+        absent = ApiError("the server serves no DRA API", 404)
+        return about, {f"{kind}.{DRA_GROUP}": absent for kind in DRA_KINDS}
+    about["dra_versions"] = [version["version"] for version in served["versions"]]
     best = served["preferredVersion"]["groupVersion"]
-    return tuple(Read(f"{kind}.resource.k8s.io", f"/apis/{best}/{kind}") for kind in DRA_KINDS)
+    reads = [Read(f"{kind}.{DRA_GROUP}", f"/apis/{best}/{kind}") for kind in DRA_KINDS]
+    return about, dict(fanout.outcomes({read.key: partial(_read, api, read) for read in reads}, until))
 
 
-def _read(api: Api, read: Read) -> list[dict[str, Any]]:
+def _note_dra(evidence: Evidence, outcome: Any) -> None:
+    if isinstance(outcome, GpureadyError):
+        for kind in DRA_KINDS:
+            _note(evidence, f"{kind}.{DRA_GROUP}", outcome)
+        return
+    about, kinds = outcome
+    evidence.about |= about
+    for key, found in kinds.items():
+        _note(evidence, key, found)
+
+
+def _read(api: Api, read: Read) -> list[Object]:
     items = [api.get(read.path, **read.query)] if read.single else api.list(read.path, **read.query)
     for item in items:
         annotations = item["metadata"].get("annotations") or {}

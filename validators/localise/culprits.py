@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .judgement import CLEAR, FAILS_AT, GROSS, Finding
+from .judgement import CLEAR, FAILS_AT, GROSS, Finding, Short
 from .leaves import GUILTY, LeafFault, leaf_faults
 from .model import Cause, Verdict
 from .record import Record
@@ -50,7 +50,7 @@ def guilty(record: Record, faults: Iterable[LeafFault]) -> dict[str, Guilt]:
 
 def _guilty_alone(record: Record, name: str) -> Guilt | None:
     runs = record.alone[name]
-    if len(runs) >= 2 and record.fails_alone(name) and together(runs) >= TOGETHER:
+    if len(runs) >= 2 and record.fails_alone(name) and together([one.short for one in runs]) >= TOGETHER:
         return Guilt(name, "node", (), tuple(runs), alone=True)
     return None
 
@@ -59,38 +59,38 @@ def _guilty(record: Record, name: str, explained: set[str]) -> Guilt | None:
     bad = [
         one
         for one in record.failed(name)
-        if one.run.id not in explained
-        and record.way_open(one)
-        and _good_without(record, one.other(name), name, explained)
+        if one.run.id not in explained and record.way_open(one) and _good_without(record, one, name, explained)
     ]
-    if len({one.other(name) for one in bad}) < 2 or together(bad) < TOGETHER:
+    if len({one.other(name) for one in bad}) < 2 or together([one.short for one in bad]) < TOGETHER:
         return None
     split = {bool(one.by_rail) for one in bad}
     now_and_then = any(not one.steady for one in bad) or any(
-        one.short < CLEAR and bool(one.by_rail) in split for one in record.passed(name)
+        one.short.amount < CLEAR and bool(one.by_rail) in split for one in record.passed(name)
     )
-    if now_and_then and len({one.other(name) for one in bad if one.short >= GROSS}) < 2:
+    if now_and_then and len({one.other(name) for one in bad if one.short.weight >= GROSS}) < 2:
         return None
     rails = _rails(bad)
     cause: Cause = "flaky" if now_and_then else "rail" if rails else "node"
     return Guilt(name, cause, rails, tuple(bad))
 
 
-def _good_without(record: Record, partner: str, name: str, explained: set[str]) -> bool:
-    """Whether a partner passed with somebody and fails with nobody but ``name``, what is explained aside."""
-    if not record.passed(partner) or record.fails_alone(partner):
-        return False
-    return all(one.other(partner) == name or one.run.id in explained for one in record.failed(partner))
+def _good_without(record: Record, finding: Finding, name: str, explained: set[str]) -> bool:
+    """Whether the partner of ``name`` in a bad run is good with others.
+
+    What others explain, or a leaf may, does not count. Nor does a shortfall less than half as bad: that does not
+    explain this run.
+    """
+    partner = finding.other(name)
+    others = [one for one in record.met[partner] if one.other(partner) != name]
+    bad = [one for one in others if one.bad and one.run.id not in explained and not record.leaf_first(one)]
+    slight = [one for one in bad if one.short.weight < finding.short.weight / 2]
+    good = len(slight) + sum(not one.bad for one in others)
+    return good > 0 and len(slight) == len(bad) and not record.fails_alone(partner)
 
 
-def weight(shorts: Sequence[float]) -> float:
+def together(shorts: Sequence[Short]) -> float:
     """What several shortfalls weigh together."""
-    return math.fsum(shorts) / math.sqrt(len(shorts)) if shorts else 0.0
-
-
-def together(findings: Iterable[Finding]) -> float:
-    """What several runs weigh together."""
-    return weight([one.short for one in findings])
+    return math.fsum(short.weight for short in shorts) / math.sqrt(len(shorts)) if shorts else 0.0
 
 
 def _rails(bad: Sequence[Finding]) -> tuple[int, ...]:
@@ -99,8 +99,8 @@ def _rails(bad: Sequence[Finding]) -> tuple[int, ...]:
     every = {rail for rails in split for rail in rails}
     low = []
     for rail in sorted(every):
-        shorts = [rails.get(rail, 0.0) for rails in split]
-        if min(shorts) >= FAILS_AT and weight(shorts) >= TOGETHER:
+        shorts = [rails[rail] for rails in split if rail in rails]
+        if all(short.amount >= FAILS_AT for short in shorts) and together(shorts) >= TOGETHER:
             low.append(rail)
     return tuple(low) if 2 * len(low) <= len(every) else ()
 
@@ -199,7 +199,12 @@ def _node_paths(record: Record, explained: set[str]) -> tuple[list[Verdict], set
             record.passed(name) and all(set(one.run.nodes) == set(nodes) for one in record.failed(name))
             for name in nodes
         )
-        if len(bad) >= 2 and len(bad) == len(met) and good_elsewhere and together(bad) >= TOGETHER:
+        if (
+            len(bad) >= 2
+            and len(bad) == len(met)
+            and good_elsewhere
+            and together([one.short for one in bad]) >= TOGETHER
+        ):
             reason = f"slow together {len(bad)} times, and each good with others"
             found.append(Verdict("path", nodes, _confidence(len(bad)), _ids(bad), reason))
     return found, {run for one in found for run in one.runs}
@@ -214,11 +219,11 @@ def _not_accused(record: Record, name: str, explained: set[str]) -> Verdict:
     def undecided(reason: str) -> Verdict:
         return Verdict("undecided", (name,), 0.5, runs, reason)
 
-    if alone_bad and (len(alone_bad) == len(alone) or any(one.short >= GROSS for one in alone_bad)):
+    if alone_bad and (len(alone_bad) == len(alone) or any(one.short.weight >= GROSS for one in alone_bad)):
         return undecided("slow or failing alone, not often enough to be sure")
     if open_runs and not passed:
         return undecided("never good with another, and too few good partners were left to blame it")
-    if len(open_runs) > 1 or any(one.short >= GROSS for one in open_runs):
+    if len(open_runs) > 1 or any(one.short.weight >= GROSS for one in open_runs):
         return undecided("slow or failing in some runs and good in others; look at its link counters")
     if not passed:
         if len(record.nodes) == 1 and alone:

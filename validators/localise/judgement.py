@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .model import Kind, Outcome, Run
 
@@ -30,6 +30,18 @@ _MARGIN = 0.05
 State = Literal["pass", "fail", "unsteady", "void"]
 
 
+class Short(NamedTuple):
+    """A shortfall. ``amount`` is in thirds of the margin; ``weight`` is what it is worth against a node, less where
+    the margin comes from few figures and may be too narrow by chance."""
+
+    amount: float
+    weight: float
+
+
+_BROKEN = Short(WORST, WORST)
+_NONE = Short(0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class Reference:
     """What a figure is held against; ``margin`` is None while too few nodes were measured."""
@@ -37,15 +49,19 @@ class Reference:
     median: float
     margin: float | None
     floor: float | None
+    figures: int
 
-    def shortfall(self, value: float) -> float:
+    def short(self, value: float) -> Short:
         """By how much a figure falls short: 3 and more fails, 10 at most, below 0 is faster than most."""
-        short = 0.0
+        amount = weight = 0.0
         if self.margin:
-            short = FAILS_AT * (self.median - value) / self.margin
+            amount = FAILS_AT * (self.median - value) / self.margin
+            # The spread of n figures is known to about 1/sqrt(n); twice that is on the safe side.
+            weight = amount / (1 + 2 / math.sqrt(self.figures))
         if self.floor is not None and value < self.floor:
-            short = max(short, _FLOOR + WORST * (self.floor - value) / self.floor)
-        return max(-WORST, min(short, WORST))
+            missed = _FLOOR + WORST * (self.floor - value) / self.floor
+            amount, weight = max(amount, missed), max(weight, missed)
+        return Short(max(-WORST, min(amount, WORST)), max(-WORST, min(weight, WORST)))
 
 
 @dataclass(frozen=True)
@@ -57,8 +73,8 @@ class Finding:
 
     run: Run
     state: State
-    short: float = 0.0
-    by_rail: Mapping[int, float] = field(default_factory=dict)
+    short: Short = _NONE
+    by_rail: Mapping[int, Short] = field(default_factory=dict)
     steady: bool = True
 
     @property
@@ -101,7 +117,7 @@ def _references(done: Sequence[tuple[Run, Outcome]], limits: Mapping[str, float]
         middle = median(figures)
         spread = 1.4826 * median([abs(figure - middle) for figure in figures])
         margin = max(3 * spread, _MARGIN * middle) if len(nodes[key]) >= MANY_NODES else None
-        found[key] = Reference(middle, margin, limits.get(key.removesuffix(" across leaves")))
+        found[key] = Reference(middle, margin, limits.get(key.removesuffix(" across leaves")), len(figures))
     return found
 
 
@@ -112,29 +128,26 @@ def _series(outcome: Outcome) -> dict[int, tuple[float, ...]]:
 
 def _judged(run: Run, outcome: Outcome, references: Mapping[str, Reference]) -> Finding:
     if outcome.failed or outcome.gdr is False:
-        return Finding(run, "fail", WORST)
+        return Finding(run, "fail", _BROKEN)
     series = _series(outcome)
     if not any(series.values()):
         return Finding(run, "void")
     reference = references[_population(run, outcome)]
     state: State = "pass"
-    worst = -math.inf
     steady = True
-    by_rail: dict[int, float] = {}
+    shorts: dict[int, Short] = {}
     # A rail that was asked for and is missing did not work.
     for rail in sorted({*series, *(run.rails if outcome.per_rail else ())}):
         figures = series.get(rail, ())
-        short = low = high = WORST
+        short = low = high = _BROKEN
         if figures:
-            short, low, high = (reference.shortfall(pick) for pick in (median(figures), min(figures), max(figures)))
-        if short >= FAILS_AT:
+            short, low, high = (reference.short(pick) for pick in (median(figures), min(figures), max(figures)))
+        if short.amount >= FAILS_AT:
             state = "fail"
-            steady = steady and not (high < CLEAR and low >= GROSS)
-        elif low >= GROSS:
+            steady = steady and not (high.amount < CLEAR and low.amount >= GROSS)
+        elif low.amount >= GROSS:
             state = "fail" if state == "fail" else "unsteady"
             steady = False
             short = low
-        worst = max(worst, short)
-        if rail >= 0:
-            by_rail[rail] = short
-    return Finding(run, state, worst, by_rail, steady)
+        shorts[rail] = short
+    return Finding(run, state, max(shorts.values()), shorts if outcome.per_rail else {}, steady)

@@ -23,7 +23,7 @@ class Bar(NamedTuple):
 
 
 SUSPECT = Bar(2, 0.5, 0)
-GUILTY = Bar(3, 0.75, 2)
+GUILTY = Bar(2, 0.75, 2)
 
 
 @dataclass(frozen=True)
@@ -106,5 +106,9 @@ def _rails(bad: Sequence[Finding]) -> tuple[int, ...]:
     """The rails that are slow in most of the runs; empty where all are, or runs are not split."""
     split = [one for one in bad if one.by_rail]
     every = set(chain.from_iterable(one.by_rail for one in split))
-    low = [r for r in sorted(every) if sum(one.by_rail.get(r, 0) >= FAILS_AT for one in split) >= _SHARED * len(split)]
+    low = [
+        r
+        for r in sorted(every)
+        if sum(r in one.by_rail and one.by_rail[r].amount >= FAILS_AT for one in split) >= _SHARED * len(split)
+    ]
     return () if len(low) == len(every) else tuple(low)

@@ -78,16 +78,16 @@ def next_runs(record: Record, number: int, seed: int, repeats: int) -> list[Run]
             plan.add("single", (name,))
         return plan.runs
     accused = guilty(record, ())
-    for name in record.nodes:
-        if record.fails_alone(name) and name not in accused:
-            plan.add("single", (name,))
-    able = [name for name in record.nodes if not record.fails_alone(name)]
+    able = [name for name in record.nodes if name not in accused]
     if number == 2:
-        _pairs(plan, able)
+        _alone_again(plan, able)
+        _pairs(plan, [name for name in able if not plan.busy(name)])
     elif number == 3:
         _partners(plan, _untold(record, able))
         _look_again(plan)
     else:
+        _alone_again(plan, [name for name in able if not record.failed(name)])
+        able = [name for name in able if not plan.busy(name)]
         faults = leaf_faults(record, SUSPECT)
         suspects = _still_suspect(record, able, faults)
         _partners(plan, suspects)
@@ -95,6 +95,13 @@ def next_runs(record: Record, number: int, seed: int, repeats: int) -> list[Run]
         _repeat(plan, suspects)
         _controls(plan)
     return plan.runs
+
+
+def _alone_again(plan: _Round, names: Iterable[str]) -> None:
+    """Who was bad alone, each time, has another run alone: two such runs accuse it."""
+    for name in names:
+        if plan.record.fails_alone(name):
+            plan.add("single", (name,))
 
 
 def _pairs(plan: _Round, able: Sequence[str]) -> None:
@@ -263,7 +270,7 @@ def _confirm_leaves(plan: _Round, faults: Sequence[LeafFault]) -> None:
 def _still_suspect(record: Record, able: Sequence[str], faults: Sequence[LeafFault]) -> list[str]:
     """Of each bad run that no leaf explains the node that looks worse, both where they look alike."""
     explained = {one.run.id for fault in faults for one in fault.findings}
-    explained |= {one.run.id for one in record.meetings if one.bad and _leaf_first(record, one)}
+    explained |= {one.run.id for one in record.meetings if one.bad and record.leaf_first(one)}
     allowed = set(able)
     found: dict[str, None] = {}
     for one in record.meetings:
@@ -271,11 +278,6 @@ def _still_suspect(record: Record, able: Sequence[str], faults: Sequence[LeafFau
             found |= dict.fromkeys(name for name in _worse(record, one) if name in allowed)
     found |= dict.fromkeys(name for name in able if not record.met[name])
     return sorted(found, key=lambda name: _suspicion(record, name), reverse=True)
-
-
-def _leaf_first(record: Record, finding: Finding) -> bool:
-    """Whether a bad run may well be its leaf's doing: nodes sound inside, and a leaf that no run has left well."""
-    return not record.way_open(finding) and all(record.sound_in_leaf(name) for name in finding.run.nodes)
 
 
 def _worse(record: Record, finding: Finding) -> tuple[str, ...]:

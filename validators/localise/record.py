@@ -50,6 +50,10 @@ class Record:
         """Whether what lies between the two nodes of a run is known to be good, as far as leaves tell."""
         return not self.crosses(finding.run) or {self.leaf(name) for name in finding.run.nodes} <= self.open_leaves
 
+    def leaf_first(self, finding: Finding) -> bool:
+        """Whether a bad run may well be a leaf's doing: nodes sound inside, and a leaf that no run has left well."""
+        return not self.way_open(finding) and all(self.sound_in_leaf(name) for name in finding.run.nodes)
+
     def passed(self, name: str) -> list[Finding]:
         """The good runs of a node with another."""
         return [finding for finding in self.met[name] if not finding.bad]
