@@ -17,7 +17,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import median
 
@@ -34,8 +34,7 @@ FLOORS: dict[localise.Kind, float] = {
     "rail": 0.8 * RAIL_GBYTES_S,
     "path": 0.8 * RAIL_GBYTES_S,
 }
-NOISE = 0.03
-JITTER = 0.01
+NOISE = 0.03  # of a run; its repetitions differ by a third of it
 BAD_NODES = 0.05
 BAD_LEAVES = 0.03
 KINDS = ("board", "host", "nic", "nic", "nic", "dead", "flaky")
@@ -59,10 +58,11 @@ class Fabric:
     seed: int
     bad: dict[str, Fault] = field(default_factory=dict)
     leaves: dict[str, Fault] = field(default_factory=dict)
+    noise: float = NOISE
 
     @classmethod
-    def drawn(cls, count: int, seed: int, costs: tuple[float, float] = (0.2, 0.8)) -> Fabric:
-        """``count`` nodes in leaves of up to 32 with 5 % bad ones; each fault costs this share of the rate."""
+    def drawn(cls, count: int, seed: int, costs: tuple[float, float] = (0.2, 0.8), *, uplinks: bool = True) -> Fabric:
+        """``count`` nodes in leaves of up to 32 with 5 % bad ones; each fault costs a share of the rate."""
         rng = random.Random(f"fabric {count} {seed}")
         size = max(4, min(32, count // 8))
         width = len(str(count))
@@ -76,7 +76,7 @@ class Fabric:
             fabric.bad[node.name] = Fault(kind, share, rails, chance)
         names = sorted({node.leaf or "" for node in nodes})
         # A leaf in every second fabric; more of them where there are many leaves.
-        for leaf in rng.sample(names, max(seed % 2, int(BAD_LEAVES * len(names)))):
+        for leaf in rng.sample(names, max(seed % 2, int(BAD_LEAVES * len(names))) * uplinks):
             rails = (rng.randrange(RAILS),) if rng.random() < 0.5 else tuple(range(RAILS))
             fabric.leaves[leaf] = Fault("leaf", 1 - rng.uniform(*costs), rails)
         return fabric
@@ -90,15 +90,15 @@ class Fabric:
         if len(run.nodes) > 1 and any(self._is(name, "dead") for name in run.nodes):
             return Outcome(failed=True)
         if run.rails:
-            off = {rail: rng.gauss(1, NOISE) for rail in run.rails}
+            off = {rail: rng.gauss(1, self.noise) for rail in run.rails}
             series: dict[int, list[float]] = {rail: [] for rail in run.rails}
             for _ in range(run.repeats):
                 shares = self.shares(run.nodes, rng)
                 for rail in run.rails:
-                    series[rail].append(RAIL_GBYTES_S * shares[rail] * off[rail] * rng.gauss(1, JITTER))
+                    series[rail].append(RAIL_GBYTES_S * shares[rail] * off[rail] * rng.gauss(1, self.noise / 3))
             return Outcome(per_rail={rail: tuple(figures) for rail, figures in series.items()})
-        wide = rng.gauss(1, NOISE)
-        figures = [self.all_reduce(run.nodes, rng) * wide * rng.gauss(1, JITTER) for _ in range(run.repeats)]
+        wide = rng.gauss(1, self.noise)
+        figures = [self.all_reduce(run.nodes, rng) * wide * rng.gauss(1, self.noise / 3) for _ in range(run.repeats)]
         return Outcome(busbw_gbytes_s=tuple(figures))
 
     def _is(self, name: str, kind: str) -> bool:
@@ -129,7 +129,7 @@ class Fabric:
 
     def once(self, names: Sequence[str], rng: random.Random) -> float:
         """One measurement with noise, as the other methods take it."""
-        return self.all_reduce(names, rng) * rng.gauss(1, NOISE)
+        return self.all_reduce(names, rng) * rng.gauss(1, self.noise)
 
 
 @dataclass
@@ -144,9 +144,10 @@ class Answer:
     undecided: set[str] = field(default_factory=set)
 
 
-def planner(fabric: Fabric, repeats: int) -> Answer:
-    """Ours."""
-    search = localise.start(fabric.nodes, floors=FLOORS, seed=fabric.seed, repeats=repeats)
+def planner(fabric: Fabric, repeats: int, *, labels: bool = True) -> Answer:
+    """Ours; without ``labels`` it is not told the leaves."""
+    nodes = fabric.nodes if labels else [replace(node, leaf=None) for node in fabric.nodes]
+    search = localise.start(nodes, floors=FLOORS, seed=fabric.seed, repeats=repeats)
     while runs := search.next_round():
         for run in runs:
             search.record(run.id, fabric.measure(run))
@@ -159,6 +160,10 @@ def planner(fabric: Fabric, repeats: int) -> Answer:
             # Two leaves only, and no third to tell which: the path names both.
             bad = [leaf for leaf in verdict.leaves if leaf in fabric.leaves]
             answer.leaves.update(bad or verdict.leaves)
+        elif verdict.cause == "path":
+            # Unlabelled: nodes on both sides of the slow link, or behind it.
+            leaves = {fabric.leaf[name] for name in verdict.nodes}
+            answer.leaves.update(leaves & fabric.leaves.keys() or leaves)
         elif verdict.accuses:
             answer.nodes |= dict.fromkeys(verdict.nodes, verdict.rails or None)
     return answer
@@ -343,13 +348,15 @@ def main() -> int:
     parser.add_argument("--sizes", default="8,16,64,256,1024,4096")
     parser.add_argument("--fabrics", type=int, help="per size; default: about 4,000 nodes in all, 100 at most")
     parser.add_argument("--seed", type=int, default=1, help="of the first fabric; the others count on")
-    parser.add_argument("--repeats", type=int, default=3, help="repetitions in each of our runs")
+    parser.add_argument("--repeats", type=int, default=5, help="repetitions in each of our runs")
     parser.add_argument("--costs", default="0.2,0.8", help="what a fault costs, least and most share of the rate")
     parser.add_argument("--most-pairs", type=int, default=256, help="run all pairs up to so many nodes")
+    parser.add_argument("--unlabelled", action="store_true", help="do not tell our planner the leaves")
+    parser.add_argument("--good-leaves", action="store_true", help="no slow uplinks")
     parser.add_argument("--misses", action="store_true", help="say which faults our planner missed")
     options = parser.parse_args()
     least, most = (float(part) for part in options.costs.split(","))
-    ours: Callable[[Fabric], Answer] = lambda fabric: planner(fabric, options.repeats)  # noqa: E731
+    ours: Callable[[Fabric], Answer] = lambda fabric: planner(fabric, options.repeats, labels=not options.unlabelled)  # noqa: E731
     methods = {"gpuready": ours, "all pairs": all_pairs, "neighbours": neighbours, "bisection": bisection}
     print(f"seeds from {options.seed}; faults cost {least:.0%} to {most:.0%}; noise {NOISE:.0%}")
     print("recall: lasting faults of nodes and leaves; rail: slow NICs found whose rail is named and no other;")
@@ -364,7 +371,7 @@ def main() -> int:
                 continue
             score = Score()
             for seed in range(options.seed, options.seed + fabrics):
-                fabric = Fabric.drawn(count, seed, (least, most))
+                fabric = Fabric.drawn(count, seed, (least, most), uplinks=not options.good_leaves)
                 began = time.perf_counter()
                 answer = find(fabric)
                 score.add(fabric, answer, time.perf_counter() - began)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import ssl
 import threading
 import time
@@ -64,14 +65,14 @@ class Api:
     ) -> Api:
         """Read the credentials; does not call the server yet.
 
-        Raises InputError where the file or the context is missing, ToolError where an exec plugin gives no
-        credentials. A plugin may take as long as it likes: whoever has a deadline must not wait for this.
+        Raises InputError where the file, the context or the exec plugin is missing, ToolError where a plugin
+        gives no credentials. A plugin may take as long as it likes: whoever has a deadline must not wait for this.
         """
         from kubernetes import client, config
         from kubernetes.config.config_exception import ConfigException
 
         if kubeconfig is not None and not Path(kubeconfig).expanduser().is_file():
-            raise InputError(f"kubeconfig {kubeconfig} does not exist; give another with --kubeconfig")
+            raise InputError(f"kubeconfig {kubeconfig} does not exist; name another in inventory or with --kubeconfig")
         settings = client.Configuration()
         settings.connection_pool_maxsize = connections
         where = f"kubeconfig {kubeconfig}" if kubeconfig else "the default kubeconfig"
@@ -88,6 +89,8 @@ class Api:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{where} is not a kubeconfig: {_one_line(str(error))}") from error
         if told and not (settings.api_key or settings.cert_file):
+            if absent := re.search(r"No such file or directory: '(.+)'", told[-1]):
+                raise InputError(f"{where} needs the program {absent[1]!r} (exec plugin), which is not installed")
             raise ToolError(f"{where}: its exec plugin gave no credentials: {_one_line(told[-1])}")
         return cls(client.ApiClient(settings), timeout)
 
@@ -226,7 +229,7 @@ class Api:
             left = end - time.monotonic()
             if left <= 0:
                 raise DeadlineError(f"the time was up before {method} {path} could be asked")
-            response = self._send(method, url, headers, data, urllib3.Timeout(left, read_timeout or left))
+            response = self._send(method, url, headers, data, left, read_timeout or left)
             if response.status < 400:
                 return response
             pause = _pause(response)
@@ -235,9 +238,12 @@ class Api:
                 raise self._error_of(response.status, answer, method, path)
             time.sleep(pause)
 
-    def _send(self, method: str, url: str, headers: dict[str, str], data: str | None, timeout: urllib3.Timeout) -> Any:
+    def _send(
+        self, method: str, url: str, headers: dict[str, str], data: str | None, connect: float, read: float
+    ) -> Any:
         with self._lock:
             self.calls += 1
+        timeout = urllib3.Timeout(connect=connect, read=read)
         try:
             return self._pool.request(
                 method, url, headers=headers, body=data, preload_content=False, retries=False, timeout=timeout
@@ -245,8 +251,7 @@ class Api:
         except urllib3.exceptions.NewConnectionError as error:  # it counts as a timeout in urllib3's tree
             raise UnreachableError(f"cannot reach the API server {self.server}: {_cause(error)}") from error
         except urllib3.exceptions.TimeoutError as error:
-            seconds = round(float(timeout.read_timeout or self.timeout), 1)
-            raise DeadlineError(f"{self.server} did not answer within {seconds:g} s") from error
+            raise DeadlineError(f"{self.server} did not answer within {round(connect, 1):g} s") from error
         except urllib3.exceptions.SSLError as error:
             raise UnreachableError(_refused_certificate(self.server, error)) from error
         except urllib3.exceptions.ProtocolError as error:

@@ -7,31 +7,47 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import yaml
 from gpuready.charts_values import inventory
-from gpuready.charts_values.errors import DeadlineError, GpureadyError, InputError, UnreachableError
+from gpuready.charts_values.errors import (
+    ApiError,
+    DeadlineError,
+    GpureadyError,
+    InputError,
+    ToolError,
+    UnreachableError,
+)
 
 from . import catalogue, comparison, rbac, runs
-from .model import Run
+from .model import EXIT_INTERRUPTED, Run
 from .progress import Progress
 from .report import output
 from .target import inventory_file
 
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. Errors of ours become one line on stderr and code 2."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller; the exit code still tells
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     try:
         args = _parser().parse_args(argv)
-        code: int = args.command(args)
-        sys.stdout.flush()
+        try:
+            code: int = args.command(args)
+            output.show("")
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            output.abandon_stdout(error)
+            code = EXIT_USAGE
         return code
     except GpureadyError as error:
         print(f"gpuready: {error}", file=sys.stderr)
@@ -39,10 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("gpuready: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe left; a second error while Python closes stdout would be noise.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_USAGE
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -70,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--nccl", choices=("off", "pair", "all"), default="all", help="all-reduce runs (all)")
     one.add_argument("--save", metavar="BUNDLE", help="keep the evidence in this new folder")
     one.set_defaults(node=None)
+
+    one = _command(commands, "learn", _learn, "draft an inventory entry from a live cluster, for review")
+    _cluster_options(one)
+    one.add_argument("--timeout", metavar="S", type=_seconds, default=60.0, help="seconds (60)")
+    one.add_argument("-o", dest="format", choices=("python", "json"), default="python")
 
     one = _command(commands, "show", _show, "render a saved run in another format")
     one.add_argument("run", metavar="RUN.json")
@@ -147,21 +164,43 @@ def _accept(args: argparse.Namespace) -> int:
     return _judge(args, "accept", runs.accept)
 
 
-def _judge(args: argparse.Namespace, kind: str, run: Callable[[argparse.Namespace, Progress], Run]) -> int:
+def _judge(args: argparse.Namespace, kind: str, run: Callable[[argparse.Namespace, Progress], runs.Judged]) -> int:
     runs.selection(args)
+    output.require_folder(args.output_file)
     try:
         with Progress() as progress:
             done = run(args, progress)
-    except (UnreachableError, DeadlineError) as error:
+    except (ApiError, UnreachableError, DeadlineError, ToolError) as error:
         if args.format != "text":
             output.write(runs.unreachable(args, kind, error), args.format, args.output_file)
         raise
-    return _report(done, args)
+    code = _report(done.run, args)
+    if done.run.interrupted:
+        print("gpuready: interrupted; the report is of what was seen until then", file=sys.stderr)
+    try:
+        done.save(args.save)
+    except InputError as error:
+        print(f"gpuready: {error}", file=sys.stderr)
+        return code or EXIT_USAGE
+    return code
 
 
 def _report(run: Run, args: argparse.Namespace) -> int:
-    output.write(run, args.format, args.output_file)
+    """Print or save a run. Where that fails it costs a pass, and neither the report nor its exit code."""
+    try:
+        output.write(run, args.format, args.output_file)
+    except InputError as error:
+        print(f"gpuready: {error}", file=sys.stderr)
+        if args.output_file:
+            output.write(run, args.format, None)
+        return run.exit_code or EXIT_USAGE
     return run.exit_code
+
+
+def _learn(args: argparse.Namespace) -> int:
+    from .learn import learn
+
+    return learn(args)
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -182,12 +221,12 @@ def _saved_run(file: str) -> Run:
 
 
 def _list(args: argparse.Namespace) -> int:
-    sys.stdout.write(catalogue.as_json() if args.format == "json" else catalogue.as_text())
+    output.show(catalogue.as_json() if args.format == "json" else catalogue.as_text())
     return 0
 
 
 def _explain(args: argparse.Namespace) -> int:
-    sys.stdout.write(catalogue.explain(args.id))
+    output.show(catalogue.explain(args.id))
     return 0
 
 
@@ -196,12 +235,25 @@ def _values(args: argparse.Namespace) -> int:
 
     table, folder = inventory.read(inventory_file(args.inventory))
     name = args.cluster or os.environ.get("CLUSTER") or inventory.DEFAULT_CLUSTER
-    sys.stdout.write(values.text(inventory.select(table, name, folder), args.release))
+    output.show(values.text(_on_paper(table, name, folder), args.release))
     return 0
 
 
+def _on_paper(table: dict[str, Mapping[str, Any]], name: str, folder: Path) -> inventory.Cluster:
+    """A cluster that need not be up: without a rehearsal, its entry is the one of the default profile."""
+    up = (inventory.state_folder(folder) / inventory.STATE_FILE).exists()
+    if up or not table.get(name, {}).get("rehearsal"):
+        return inventory.select(table, name, folder)
+    from gpuready.rehearsal import DEFAULT_NODES, DEFAULT_PROFILE, fleet
+
+    nowhere = inventory.state_folder(folder)
+    profile = fleet.load_profile(DEFAULT_PROFILE)
+    entry = fleet.entry(profile, DEFAULT_NODES, nowhere, nowhere / "kubeconfig", "", None)
+    return inventory.parse(name, {**entry, **table[name]}, folder)
+
+
 def _rbac(args: argparse.Namespace) -> int:
-    yaml.safe_dump_all(rbac.objects(args.role), sys.stdout, sort_keys=False, explicit_start=True)
+    output.show(yaml.safe_dump_all(rbac.objects(args.role), sort_keys=False, explicit_start=True))
     return 0
 
 

@@ -15,7 +15,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class ReadFailure:
-    """Why something could not be read. ``kind`` is absent, forbidden, unreachable or interrupted."""
+    """Why something could not be read. ``kind`` is absent, forbidden, unreachable, refused or interrupted."""
 
     kind: str
     message: str
@@ -58,9 +58,8 @@ class Evidence:
 
     def save(self, folder: Path, expected: Mapping[str, Any] | None) -> None:
         """Write a bundle; raises InputError where the folder cannot take it."""
+        require_new(folder)
         try:
-            if folder.exists() and any(folder.iterdir()):
-                raise InputError(f"{folder} is not empty; --save wants a new folder")
             _write(folder / "bundle.json", {"schema": 1, **self.about})
             if expected is not None:
                 _write(folder / "expected.json", expected)
@@ -97,6 +96,15 @@ class Evidence:
         if not (evidence.cluster or evidence.nodes or evidence.logs):
             raise InputError(f"{folder} holds no evidence: no cluster/, nodes/ or logs/ with files in it")
         return evidence, _read(folder / "expected.json")
+
+
+def require_new(folder: Path) -> None:
+    """Raises InputError where a bundle could not be saved in this folder: best known before a long run."""
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty; --save wants a new folder")
+    except OSError as error:
+        raise InputError(f"cannot write the bundle {folder}: {error.strerror or error}") from error
 
 
 def _texts(folder: Path, tree: Mapping[str, Mapping[str, str]], suffix: str = "") -> Iterator[tuple[Path, str]]:

@@ -71,8 +71,8 @@ def _blocked(one: Check, evidence: Evidence, saved: bool, subject: Subject) -> F
                 Status.UNPROVEN,
                 subject,
                 "PermissionMissing",
-                "the identity may not read what this check needs",
-                f"{key}: {failure.message}",
+                f"the identity may not read {key}",
+                failure.message,
                 fix="Grant the role that `gpuready rbac check` prints.",
                 avoid="",
             )

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 SCHEMA = 1
+EXIT_INTERRUPTED = 130
 
 
 class Status(Enum):
@@ -151,6 +152,7 @@ class Run:
     strict: bool = False
     notes: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -160,13 +162,14 @@ class Run:
 
     @property
     def exit_code(self) -> int:
-        """1 on any fail (or warn, when strict); else 2 where something required stays open; else 0."""
-        return exit_code(self.results, strict=self.strict)
+        """130 after Ctrl-C; 1 on any fail (or warn, when strict); 2 where something required stays open; else 0."""
+        return EXIT_INTERRUPTED if self.interrupted else exit_code(self.results, strict=self.strict)
 
     @property
     def verdict(self) -> str:
-        """fail, incomplete or pass: the exit code in words."""
-        return {0: "pass", 1: "fail", 2: "incomplete"}[self.exit_code]
+        """fail, incomplete or pass: the exit code in words. What was interrupted cannot pass."""
+        code = exit_code(self.results, strict=self.strict)
+        return "fail" if code == 1 else "incomplete" if code or self.interrupted else "pass"
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``-o json``."""
@@ -180,6 +183,7 @@ class Run:
             "api_calls": self.api_calls,
             "verdict": self.verdict,
             "exit_code": self.exit_code,
+            "interrupted": self.interrupted,
             "counts": self.counts,
             "results": [result.to_json() for result in self.results],
             "notes": list(self.notes),
@@ -193,7 +197,7 @@ class Run:
             raise ValueError(f"schema {data['schema']} is not {SCHEMA}")
         fixed = {
             *("schema", "tool", "kind", "cluster", "started", "seconds", "api_calls"),
-            *("verdict", "exit_code", "counts", "results", "notes"),
+            *("verdict", "exit_code", "interrupted", "counts", "results", "notes"),
         }
         cluster = data["cluster"]
         results = tuple(Result.from_json(result) for result in data["results"])
@@ -205,9 +209,10 @@ class Run:
             seconds=data["seconds"],
             api_calls=data["api_calls"],
             results=results,
-            strict=data["exit_code"] == 1 and plain != 1,
+            strict=data["verdict"] == "fail" and plain != 1,
             notes=tuple(data.get("notes") or ()),
             extra={key: value for key, value in data.items() if key not in fixed},
+            interrupted=data.get("interrupted", False),
         )
 
 

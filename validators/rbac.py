@@ -49,6 +49,9 @@ def _check_rules() -> list[Object]:
         _rule("", ("nodes", "pods"), _READ),
         _rule("", ("namespaces",), ("get",), ("kube-system",)),
         _rule("", ("configmaps",), ("get",), ("cilium-config",)),
+        # `gpuready learn` takes the service network from them.
+        _rule("networking.k8s.io", ("servicecidrs",), ("get",), ("kubernetes",)),
+        _rule("", ("services",), ("get",), ("kubernetes",)),
         _rule("apps", ("daemonsets", "deployments"), _READ),
         _rule("cilium.io", ("ciliumnodes",), _READ),
         _rule("nvidia.com", ("clusterpolicies",), _READ),
@@ -76,7 +79,6 @@ def _accept_namespace_rules() -> list[Object]:
         _rule("", ("configmaps", "services"), change),
         _rule("", ("pods", "pods/log"), _READ),
         _rule("resource.k8s.io", ("resourceclaimtemplates",), change),
-        _rule("resource.k8s.io", ("resourceclaims",), _READ),
     ]
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpuready.charts_values.errors import ApiError, GpureadyError
+from gpuready.charts_values.errors import ApiError, DeadlineError, GpureadyError, UnreachableError
 from gpuready.charts_values.inventory import Cluster
+from gpuready.charts_values.kube import Api
 
 from . import nccl_evidence, registry
 from .acceptance import plan as planning
 from .acceptance import run as acceptance
 from .checks.subjects import labels_of
 from .collect.cluster import collect
-from .evidence import Evidence, ReadFailure
+from .evidence import Evidence, ReadFailure, require_new
 from .expected import Expected
 from .judge import judge
 from .model import ClusterIdentity, Run
@@ -26,56 +29,75 @@ from .progress import Progress
 from .target import Target, resolve
 
 STAND_IN = "gpuready.io/stand-in"
-REQUEST_SECONDS = 15.0
+# kwok's mark on a node that it plays.
+SIMULATED = ("kwok.x-k8s.io/node", "fake")
+COLLECT_SECONDS = 60.0
 
 
-def check(args: Namespace, progress: Progress) -> Run:
+@dataclass(frozen=True)
+class Judged:
+    """A run, and what it was judged from; ``save`` keeps that as a bundle."""
+
+    run: Run
+    evidence: Evidence
+    expected: Expected
+
+    def save(self, folder: str | None) -> None:
+        """Raises InputError where the folder cannot take it."""
+        if folder:
+            self.evidence.save(Path(folder), self.expected.to_json())
+
+
+def check(args: Namespace, progress: Progress) -> Judged:
     """`gpuready check`: collect, judge."""
     if args.from_bundle:
         return _from_bundle(args)
     started, begin = _now(), time.monotonic()
-    target = resolve(args)
-    evidence, calls = _collect(target, args.timeout, progress)
+    target = _target(args)
+    api = target.api(begin + args.timeout)
+    evidence = _collect(api, begin + args.timeout, progress)
     evidence.about |= {"kind": "check", "time": started}
-    _save(args.save, evidence, target.expected)
-    return _run("check", args, target.expected, evidence, started, time.monotonic() - begin, calls)
+    return _judged("check", args, target.expected, evidence, started, time.monotonic() - begin, api.calls)
 
 
-def accept(args: Namespace, progress: Progress) -> Run:
+def accept(args: Namespace, progress: Progress) -> Judged:
     """`gpuready accept`: collect, run the probes, judge all."""
     started, begin = _now(), time.monotonic()
-    target = resolve(args)
-    expected = target.expected
-    evidence, calls = _collect(target, min(60.0, args.timeout), progress)
+    target = _target(args)
+    end = begin + args.timeout
+    api = target.api(end)
+    evidence = _collect(api, min(begin + COLLECT_SECONDS, end), progress)
     evidence.about |= {"kind": "accept", "time": started}
-    api = target.api(REQUEST_SECONDS)
     wanted = _probes_wanted(args)
-    if wanted:
-        plan = planning.plan(
-            expected, evidence, acceptance.running_pods(api), nccl=args.nccl if "nccl" in wanted else "off"
-        )
-        evidence.about["not_probed"] = plan.not_probed
-        evidence.about["nccl_excluded"] = plan.nccl_excluded
-        evidence.about["nccl_off"] = plan.nccl_off
-        acceptance.remove_stale(api)
-        run = acceptance.Acceptance(api, expected.cluster, seconds=args.timeout, progress=progress.say)
-        evidence.about["run"] = run.run
+    if wanted and not evidence.about.get("interrupted"):
+        run = acceptance.Acceptance(api, target.expected.cluster, seconds=args.timeout, end=end, progress=progress.say)
         with _cleaned(run, evidence):
-            run.start()
-            if "smi" in wanted:
-                run.smi(plan, evidence)
-            for workload, targets in (("nccl-pair", plan.pair), ("nccl-all", plan.all)):
-                if targets and "nccl" in wanted:
-                    run.nccl(workload, targets, evidence)
-    _save(args.save, evidence, expected)
+            _probe(args, run, target.expected, evidence, wanted)
     seconds = time.monotonic() - begin
-    return _run("accept", args, expected, evidence, started, seconds, calls + api.calls)
+    return _judged("accept", args, target.expected, evidence, started, seconds, api.calls)
+
+
+def _probe(
+    args: Namespace, run: acceptance.Acceptance, expected: Expected, evidence: Evidence, wanted: set[str]
+) -> None:
+    nccl = args.nccl if "nccl" in wanted else "off"
+    plan = planning.plan(expected, evidence, acceptance.running_pods(run.api), nccl=nccl)
+    evidence.about |= {"not_probed": plan.not_probed, "nccl_excluded": plan.nccl_excluded, "nccl_off": plan.nccl_off}
+    acceptance.remove_stale(run.api)
+    evidence.about["run"] = run.run
+    run.start(evidence)
+    if "smi" in wanted:
+        run.smi(plan, evidence)
+    for workload, targets in (("nccl-pair", plan.pair), ("nccl-all", plan.all)):
+        if targets and "nccl" in wanted:
+            run.nccl(workload, targets, evidence)
 
 
 def unreachable(args: Namespace, kind: str, error: GpureadyError) -> Run:
     """The run of a cluster that did not answer, so that JSON and JUnit exist then too."""
     cluster = Cluster(name=args.cluster or "cluster", entry={}, groups=())
-    evidence = Evidence(failures={"version": ReadFailure("unreachable", str(error))})
+    refused = isinstance(error, ApiError) and error.forbidden
+    evidence = Evidence(failures={"version": ReadFailure("forbidden" if refused else "unreachable", str(error))})
     results = judge(Expected(cluster, ()), evidence, [registry.get("cluster.reachable")])
     identity = ClusterIdentity(cluster.name, None, None, rehearsal=False)
     return Run(kind, identity, _now(), 0.0, 0, results, strict=args.strict)
@@ -83,23 +105,29 @@ def unreachable(args: Namespace, kind: str, error: GpureadyError) -> Run:
 
 @contextmanager
 def _cleaned(run: acceptance.Acceptance, evidence: Evidence) -> Iterator[None]:
-    """Clean up whatever happens; keep an API error as evidence, so that the rest is still judged."""
+    """Clean up whatever happens; an error and Ctrl-C are kept as evidence, so that the rest is still judged."""
     try:
         yield
-    except ApiError as error:
+    except (ApiError, UnreachableError, DeadlineError) as error:
         acceptance.record_failure(evidence, "acceptance", error)
+    except KeyboardInterrupt:
+        evidence.about["interrupted"] = True
     finally:
         run.clean(evidence)
 
 
-def _collect(target: Target, timeout: float, progress: Progress) -> tuple[Evidence, int]:
-    api = target.api(min(REQUEST_SECONDS, timeout))
+def _target(args: Namespace) -> Target:
+    if args.save:
+        require_new(Path(args.save))
+    return resolve(args)
+
+
+def _collect(api: Api, until: float, progress: Progress) -> Evidence:
     progress.say(f"reading {api.server}")
-    evidence = collect(api, timeout=timeout, on_read=lambda key: progress.say(f"read {key}"))
-    return evidence, api.calls
+    return collect(api, until=until, on_read=lambda key: progress.say(f"read {key}"))
 
 
-def _from_bundle(args: Namespace) -> Run:
+def _from_bundle(args: Namespace) -> Judged:
     """Judge saved evidence again, by its own expectations or those of an explicit --cluster."""
     started, begin = _now(), time.monotonic()
     evidence, promised = Evidence.load(Path(args.from_bundle))
@@ -109,10 +137,10 @@ def _from_bundle(args: Namespace) -> Run:
         expected = Expected.from_json(promised, Path(args.from_bundle) / "expected.json")
     else:
         expected = Expected(Cluster(name="bundle", entry={}, groups=()), ())
-    return _run("check", args, expected, evidence, started, time.monotonic() - begin, 0, saved=True)
+    return _judged("check", args, expected, evidence, started, time.monotonic() - begin, 0, saved=True)
 
 
-def _run(
+def _judged(
     kind: str,
     args: Namespace,
     expected: Expected,
@@ -122,7 +150,8 @@ def _run(
     calls: int,
     *,
     saved: bool = False,
-) -> Run:
+) -> Judged:
+    expected = _as_seen(expected, evidence)
     phase = "accept" if evidence.about.get("kind") == "accept" else "check"
     only, skip = args.only or [], args.skip or []
     results = judge(expected, evidence, registry.of_phase(phase), only=only, skip=skip, node=args.node, saved=saved)
@@ -133,7 +162,17 @@ def _run(
     if phase == "accept":
         extra["nccl"] = nccl_evidence.to_json(evidence)
     notes = _notes(expected, evidence)
-    return Run(kind, identity, started, seconds, calls, results, args.strict, notes, extra)
+    interrupted = bool(evidence.about.get("interrupted"))
+    run = Run(kind, identity, started, seconds, calls, results, args.strict, notes, extra, interrupted)
+    return Judged(run, evidence, expected)
+
+
+def _as_seen(expected: Expected, evidence: Evidence) -> Expected:
+    """A cluster of simulated nodes is a rehearsal, whatever its inventory entry says."""
+    key, value = SIMULATED
+    if any((one["metadata"].get("annotations") or {}).get(key) == value for one in evidence.objects("nodes")):
+        return dataclasses.replace(expected, cluster=dataclasses.replace(expected.cluster, rehearsal=True))
+    return expected
 
 
 def _notes(expected: Expected, evidence: Evidence) -> tuple[str, ...]:
@@ -164,11 +203,6 @@ def _probes_wanted(args: Namespace) -> set[str]:
         if one.phase == "accept" and selected and not registry.matches(one.id, args.skip or ()):
             wanted.add("nccl" if one.group == "nccl" else "smi")
     return wanted
-
-
-def _save(folder: str | None, evidence: Evidence, expected: Expected) -> None:
-    if folder:
-        evidence.save(Path(folder), expected.to_json())
 
 
 def _now() -> str:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from argparse import Namespace
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gpuready.charts_values import inventory
-from gpuready.charts_values.errors import InputError
+from gpuready.charts_values.errors import DeadlineError, InputError
 from gpuready.charts_values.kube import Api
 
+from . import fanout
 from .expected import Expected
+
+# The silence that one request bears; a run's own time may end it sooner.
+REQUEST_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -22,9 +30,34 @@ class Target:
     kubeconfig: str | None
     context: str | None
 
-    def api(self, timeout: float) -> Api:
-        """A connection whose requests are bounded by ``timeout`` seconds each."""
-        return Api.connect(self.kubeconfig, self.context, timeout=timeout)
+    def api(self, until: float) -> Api:
+        """A connection that is given up ``until`` then; raises DeadlineError where the credentials take longer."""
+        return connect(self.kubeconfig, self.context, until)
+
+
+def connect(kubeconfig: str | None, context: str | None, until: float) -> Api:
+    """A connection whose requests end ``until`` then (``time.monotonic``).
+
+    Raises DeadlineError where the credentials are not there by then: an exec plugin may wait for a person.
+    """
+    where = f"kubeconfig {kubeconfig}" if kubeconfig else "the default kubeconfig"
+    late = f"{where}: its exec plugin gave no credentials within {round(until - time.monotonic(), 1):g} s"
+    try:
+        [api] = fanout.all_of([partial(Api.connect, kubeconfig, context, timeout=REQUEST_SECONDS)], until, late)
+    except (DeadlineError, KeyboardInterrupt):
+        _end_plugins()
+        raise
+    api.deadline = until
+    return api
+
+
+def _end_plugins() -> None:
+    """End the programs that this process has started: while it connects, the exec plugin and no other."""
+    # Linux knows the children of each thread; elsewhere a plugin that hangs is left to its user.
+    for file in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            for pid in file.read_text().split():
+                os.kill(int(pid), signal.SIGTERM)
 
 
 def inventory_file(given: str | None) -> Path:
@@ -41,7 +74,11 @@ def resolve(args: Namespace, *, default_to_rehearsal: bool = False) -> Target:
     table, folder = inventory.read(inventory_file(args.inventory))
     name = args.cluster or os.environ.get("CLUSTER")
     if name is None and (args.kubeconfig or args.context):
-        raise InputError("--kubeconfig and --context need --cluster NAME: what is promised stands in inventory")
+        given = f"--context {args.context}" if args.context else f"--kubeconfig {args.kubeconfig}"
+        raise InputError(
+            "--kubeconfig and --context need --cluster NAME: what is promised stands in inventory; "
+            f"`gpuready learn {given}` drafts an entry"
+        )
     if name is None:
         others = sorted(set(table) - {inventory.DEFAULT_CLUSTER})
         if others and not default_to_rehearsal:

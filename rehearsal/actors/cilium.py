@@ -71,12 +71,11 @@ def cluster(cilium: Cilium | None, cache: Cache, writer: Writer) -> None:
 
 def node(cilium: Cilium | None, view: View, wish: NodeWish, cache: Cache, writer: Writer) -> None:
     """Ready, without the taint, and with a CiliumNode, where an agent runs."""
-    if cilium is None or not view.ready("cilium"):
+    if cilium is None or "cilium" not in view.pods:
         return
     pod_cidr = cilium.pod_cidr(view.node)
-    known = cache.object("ciliumnodes", view.node.name)
-    if known is None:
-        if cilium.registered:
+    if cache.object("ciliumnodes", view.node.name) is None:
+        if cilium.registered and view.ready("cilium"):
             writer.create("ciliumnodes", PATHS["ciliumnodes"], _cilium_node(view.node, pod_cidr), node=view.node.name)
         return
     if not pod_cidr:

@@ -140,8 +140,8 @@ def cluster(gpu: GpuOperator, cache: Cache, writer: Writer) -> None:
 
 def node(gpu: GpuOperator, view: View, wish: NodeWish, profile: Profile) -> None:
     """Labels and devices of one node."""
-    _operator_labels(gpu, view, wish)
     _feature_labels(gpu, view, wish, profile)
+    _operator_labels(gpu, view, wish)
     wish.claim_resources(RESOURCE)
     if view.ready(BY_KEY["devicePlugin"].role):
         wish.resources[RESOURCE] = len(view.hardware.gpus)
@@ -239,7 +239,7 @@ def _operator_labels(gpu: GpuOperator, view: View, wish: NodeWish) -> None:
     if gpu.policy is not None and not gpu.running:
         return
     wish.claim_labels(PRESENT, DEPLOY)
-    if gpu.policy is None or not any(view.node.labels.get(key) == "true" for key in _GPU_LABELS):
+    if gpu.policy is None or not any(wish.label(view.node, key) == "true" for key in _GPU_LABELS):
         return
     wish.labels[PRESENT] = "true"
     if view.node.labels.get(f"{DEPLOY}operands") == "false":
@@ -248,7 +248,7 @@ def _operator_labels(gpu: GpuOperator, view: View, wish: NodeWish) -> None:
     for label in _DEPLOYED:
         # A person may switch one operand off on one node.
         wish.labels[DEPLOY + label] = view.node.labels.get(DEPLOY + label, "true")
-    if view.node.labels.get("nvidia.com/mig.capable") == "true":
+    if wish.label(view.node, "nvidia.com/mig.capable") == "true":
         wish.labels[MIG_MANAGER] = view.node.labels.get(MIG_MANAGER, "true")
 
 

@@ -142,7 +142,7 @@ def node(net: NetworkOperator, view: View, wish: NodeWish, profile: Profile) -> 
     """The wait label, and the devices that the device plugins offer."""
     if net.policy is None or net.running:
         wish.claim_labels(WAIT)
-        if net.policy is not None and view.node.labels.get(NICS) == "true":
+        if net.policy is not None and wish.label(view.node, NICS) == "true":
             waits = net.section("ofedDriver") is not None and not view.ready(_OFED)
             wish.labels[WAIT] = str(waits).lower()
     wish.claim_resources("rdma/")

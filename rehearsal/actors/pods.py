@@ -28,6 +28,11 @@ class Wish:
     reason: str = ""
     message: str = ""
 
+    @property
+    def waits(self) -> bool:
+        """In an init container, for something else on its node."""
+        return self.progress.startswith("init:")
+
 
 ALL_READY = Wish(READY)
 

@@ -107,7 +107,7 @@ class Pod:
     @property
     def ready(self) -> bool:
         """Its containers run and are ready."""
-        return self.progress == READY and not self.deleting
+        return self.progress in (READY, MARKED) and not self.deleting
 
     @property
     def ended(self) -> bool:
@@ -121,7 +121,7 @@ class Pod:
 
 
 READY = "ready"
-RUNNING = "running"
+MARKED = "marked"
 FRESH = "fresh"
 
 
@@ -129,7 +129,8 @@ def progress_of(status: Object) -> str:
     """A status in one word.
 
     "fresh" (nothing started), "init:N" (N init containers done), "crash" (a container waits to be started
-    again), "ready", "running" (not ready), "Succeeded", "Failed".
+    again), "running" (not ready), "ready", "marked" (ready, but the controller-manager has marked it
+    otherwise, as it does when a node does not answer), "Succeeded", "Failed".
     """
     phase = status.get("phase", "")
     if phase in ("Succeeded", "Failed"):
@@ -138,8 +139,10 @@ def progress_of(status: Object) -> str:
         if one.get("state", {}).get("waiting", {}).get("reason") == "CrashLoopBackOff":
             return "crash"
     if phase == "Running":
-        ready = any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions") or ())
-        return READY if ready else RUNNING
+        if not all(one.get("ready") for one in status.get("containerStatuses") or ()):
+            return "running"
+        conditions = {one["type"]: one["status"] for one in status.get("conditions") or ()}
+        return READY if conditions.get("Ready") == "True" else MARKED
     started = status.get("initContainerStatuses") or ()
     if started:
         done = sum(1 for one in started if "terminated" in one.get("state", {}))

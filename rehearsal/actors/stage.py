@@ -24,7 +24,7 @@ from .gpu_operator import GpuOperator
 from .network_operator import NetworkOperator
 from .nfd import Nfd
 from .pods import Wish, now, status
-from .records import FRESH, RUNNING, Pod
+from .records import FRESH, MARKED, Pod
 from .scene import View, roles
 from .wishes import NodeWish
 from .workloads import Workloads
@@ -131,7 +131,7 @@ class Stage:
         return truth
 
     def _node(self, scene: Scene, view: View) -> None:
-        name = view.node.name
+        name, before = view.node.name, self.writer.asked
         wish = NodeWish()
         cilium.node(scene.cilium, view, wish, self._cache, self.writer)
         nfd.node(scene.nfd, view, wish, self._profile)
@@ -143,8 +143,15 @@ class Stage:
             self.writer.patch("nodes", f"/api/v1/nodes/{name}", body, node=name)
         if body := wish.status_patch(view.node):
             self.writer.patch("nodes", f"/api/v1/nodes/{name}/status", body, node=name)
-        for role, pod in view.pods.items():
-            self._pod(scene, role, pod, view)
+        wishes = [(pod, goal) for role, pod in view.pods.items() if (goal := self._wish(scene, role, pod, view))]
+        for pod, goal in wishes:
+            if not goal.waits:
+                self._drive(pod, goal, view)
+        # A pod that waits says so only where its node stands still: while others get ready, its turn may come.
+        if self.writer.asked == before:
+            for pod, goal in wishes:
+                if goal.waits:
+                    self._drive(pod, goal, view)
         for pod in self._cache.on_node[name].values():
             if pod.body is not None:
                 self._workloads.pod(pod, view, scene.gpu, self._view)
@@ -152,16 +159,20 @@ class Stage:
                 body = {"status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now()}]}}
                 self.writer.patch("pods", f"{pod.path}/status", body, node=name)
 
-    def _pod(self, scene: Scene, role: str, pod: Pod, view: View) -> None:
-        """A DaemonSet's pod that is ours to drive. One that runs goes on: kubelets take nothing back."""
+    def _wish(self, scene: Scene, role: str, pod: Pod, view: View) -> Wish | None:
+        """What a DaemonSet's pod should be, where it is ours and not so yet. What runs goes on."""
+        if pod.deleting or pod.ready:
+            return None
         wish = (
             gpu_operator.progress(scene.gpu, role, view)
             or network_operator.progress(scene.net, role)
             or dra.progress(scene.dra, role, view)
         )
-        if wish is None or pod.deleting or pod.ready or pod.progress == _shown(wish, pod):
-            return
-        self.writer.patch("pods", f"{pod.path}/status", {"status": status(pod, view.node, wish)}, node=view.node.name)
+        return None if wish is None or pod.progress == _shown(wish, pod) else wish
+
+    def _drive(self, pod: Pod, wish: Wish, view: View) -> None:
+        body = {"status": status(pod, view.node, wish)}
+        self.writer.patch("pods", f"{pod.path}/status", body, node=view.node.name)
 
     def _acknowledge(self) -> None:
         """Say that the faults show: with these, nothing is left to write."""
@@ -186,12 +197,11 @@ class Stage:
 
 
 def _forgotten(pod: Pod, view: View) -> bool:
-    """A pod of kwok's that the controller-manager took from Ready while it saw the node as not Ready.
+    """A pod that the controller-manager took from Ready while it saw the node as not Ready.
 
-    A kubelet posts it again; kwok does so once only.
+    A kubelet that is back posts it again; kwok says so once only.
     """
-    ready = view.node.conditions.get("Ready", ("",))[0] == "True"
-    return ready and not pod.gated and not pod.deleting and pod.progress == RUNNING
+    return pod.progress == MARKED and not pod.deleting and view.node.conditions.get("Ready", ("",))[0] == "True"
 
 
 def _kubelet(view: View, wish: NodeWish) -> None:
@@ -203,4 +213,4 @@ def _kubelet(view: View, wish: NodeWish) -> None:
 
 def _shown(wish: Wish, pod: Pod) -> str:
     """The progress that a fulfilled wish shows: a pod without init containers waits without a word."""
-    return FRESH if wish.progress.startswith("init:") and not pod.init else wish.progress
+    return FRESH if wish.waits and not pod.init else wish.progress

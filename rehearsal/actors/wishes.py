@@ -36,6 +36,12 @@ class NodeWish:
         """Resources with these prefixes are the caller's: zero unless wanted."""
         self._resource_prefixes += prefixes
 
+    def label(self, node: Node, key: str) -> str | None:
+        """A label as it will be, as far as the components that came before have said."""
+        if key.startswith(self._prefixes):
+            return self.labels.get(key)
+        return node.labels.get(key)
+
     def patch(self, node: Node) -> Object | None:
         """The strategic merge patch of labels and taints, or None where nothing differs."""
         labels: dict[str, str | None] = {

@@ -124,7 +124,7 @@ class Workloads:
         hosts = [
             self._host(one, body, where, gpu)
             for one, body, where in zip(ordered, bodies, views, strict=True)
-            if where is not None
+            if where is not None and self._gpus(body, where) is not None
         ]
         if len(hosts) < len(ordered):
             self.again.add(pod.node)
@@ -137,7 +137,7 @@ class Workloads:
         asked = outcomes.requested(body, "rdma/") > 0
         return nccl.Host(
             name=pod.name,
-            gpus=len(outcomes.given(body, truth)),
+            gpus=len(self._gpus(body, view) or ()),
             nics=tuple(nic.name for nic in truth.nics),
             link=rails.link if rails else "IB",
             nic_gbits_s=rails.gbits_s if rails else self._profile.management.gbits_s,

@@ -26,7 +26,11 @@ _MOST_SAID = 500
 
 
 class Writer:
-    """Writes objects. ``count`` is how many writes were asked for, ``busy`` how many are under way."""
+    """Writes objects.
+
+    ``count`` is how many writes were begun, ``asked`` how many were asked for: one that is under way is not
+    begun again. ``busy`` is how many are under way.
+    """
 
     def __init__(self, api: Api, cache: Cache, threads: int = THREADS) -> None:
         self._api = api
@@ -36,6 +40,7 @@ class Writer:
         self._under_way: set[str] = set()
         self._said: set[str] = set()
         self.count = 0
+        self.asked = 0
 
     @property
     def busy(self) -> int:
@@ -80,6 +85,7 @@ class Writer:
 
     def _submit(self, kind: str, key: str, node: str, work: Callable[[], Object | None], *, look: bool = True) -> None:
         with self._lock:
+            self.asked += 1
             if key in self._under_way:
                 return
             self._under_way.add(key)

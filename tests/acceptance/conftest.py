@@ -51,7 +51,7 @@ def run(request: pytest.FixtureRequest) -> Run:
         from_bundle=None,
     )
     with Progress() as progress:
-        return (runs.check if option("--read-only") else runs.accept)(args, progress)
+        return (runs.check if option("--read-only") else runs.accept)(args, progress).run
 
 
 @pytest.fixture

@@ -466,16 +466,25 @@ def claim_one_gpu(api: Api) -> None:
 # -- staying alive ------------------------------------------------------------------------------------------
 
 
-def test_a_condition_that_became_unknown_is_posted_again(platform: Platform) -> None:
+def test_a_node_that_did_not_answer_comes_back(platform: Platform) -> None:
+    """As after a laptop's sleep: the controller-manager has given up on the node and marked its pods."""
     unknown = [
         {"type": kind, "status": "Unknown", "reason": "NodeStatusUnknown", "message": "gone"}
         for kind in ("Ready", "MemoryPressure")
     ]
-    path = "/api/v1/nodes/gpu-0001/status"
-    platform.api.patch(path, {"status": {"conditions": unknown}}, kind="strategic")
+    marked = {"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "NodeNotReady"}]}}
+    pods = [
+        f"/api/v1/namespaces/{one['metadata']['namespace']}/pods/{one['metadata']['name']}"
+        for one in platform.api.list("/api/v1/pods", fieldSelector="spec.nodeName=gpu-0001", resourceVersion="")
+    ]
+    assert len(pods) > 10
+    platform.api.patch("/api/v1/nodes/gpu-0001/status", {"status": {"conditions": unknown}}, kind="strategic")
+    for pod in pods:
+        platform.api.patch(f"{pod}/status", marked, kind="strategic")
     node = until(lambda: platform.node("gpu-0001"), lambda seen: ready(seen) == "True")
     memory = next(one for one in node["status"]["conditions"] if one["type"] == "MemoryPressure")
     assert memory["status"] == "False"
+    until(lambda: {pod for pod in pods if ready(platform.api.get(pod)) != "True"}, lambda left: left == set())
 
 
 def test_the_actors_outlive_the_api_server_and_are_outlived_by_the_cluster(platform: Platform) -> None:

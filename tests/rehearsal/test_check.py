@@ -183,6 +183,13 @@ def test_no_rehearsal_is_one_line(tmp_path: Path) -> None:
     assert "no rehearsal cluster is up" in one_line(run("gpuready", "check", state_dir=tmp_path / "none"))
 
 
+@pytest.mark.parametrize("args", [("values",), ("values", "gpu-operator"), ("list",), ("explain", "gpu.allocatable")])
+def test_what_needs_no_cluster_works_with_nothing_up(args: tuple[str, ...], tmp_path: Path) -> None:
+    done = run("gpuready", *args, state_dir=tmp_path / "none")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
 def test_an_api_server_that_is_gone_is_one_line_and_still_a_document(state_dir: Path) -> None:
     now = controlplane.up(state_dir, nodes=1, profile="cloud-vm")
     os.kill(now.processes["kube-apiserver"].pid, signal.SIGKILL)

@@ -10,7 +10,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,7 +64,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._server = _Server((HOST, 0), _Handler, self)
         self.url = f"https://{HOST}:{self._server.server_address[1]}"
-        self._now, self._folder = now, folder
+        self.now, self._folder = now, folder
 
     def inflict(self, *troubles: Trouble) -> None:
         """From now on this trouble, and no other."""
@@ -81,18 +81,16 @@ class Proxy:
                     return one
         return None
 
-    def ask(self, method: str, path: str, headers: dict[str, str], body: bytes) -> http.client.HTTPResponse:
-        """What the API server says."""
+    def upstream(self) -> http.client.HTTPSConnection:
+        """A connection to the API server."""
         assert self._upstream.hostname
-        connection = http.client.HTTPSConnection(
+        return http.client.HTTPSConnection(
             self._upstream.hostname, self._upstream.port, timeout=60, context=self._trust
         )
-        connection.request(method, path, body or None, headers)
-        return connection.getresponse()
 
     def kubeconfig(self, name: str = "proxied", **user: Any) -> Path:
         """A kubeconfig that leads here; ``user`` replaces the admin's credentials."""
-        config = yaml.safe_load(self._now.kubeconfig.read_text())
+        config = yaml.safe_load(self.now.kubeconfig.read_text())
         config["clusters"][0]["cluster"] = {"server": self.url, "certificate-authority": str(self.certificate)}
         if user:
             config["users"][0]["user"] = user
@@ -187,11 +185,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, b"<html>Please log in</html>", None)
             return
         headers = {key: value for key, value in self.headers.items() if key.lower() not in _HOP_BY_HOP}
-        answer = owner.ask(self.command, self.path, headers, body)
-        if "watch=true" in self.path:
-            self._stream(answer, cut=trouble is not None and trouble.kind == "cut")
-            return
-        data = answer.read()
+        with closing(owner.upstream()) as upstream:
+            upstream.request(self.command, self.path, body or None, headers)
+            answer = upstream.getresponse()
+            if "watch=true" in self.path:
+                self._stream(answer, cut=trouble is not None and trouble.kind == "cut")
+                return
+            data = answer.read()
         if trouble is not None and trouble.kind in ("reset", "cut"):
             self._break(answer, data, reset=trouble.kind == "reset")
         else:

@@ -48,6 +48,7 @@ def gpu_node(name: str) -> dict[str, Any]:
                 "feature.node.kubernetes.io/pci-10de.present": "true",
                 "nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3",
                 "nvidia.com/cuda.driver-version.full": "580.173.02",
+                "nvidia.com/mig.capable": "true",
             },
         },
         "spec": {},

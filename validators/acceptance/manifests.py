@@ -71,14 +71,15 @@ def anchor(run: str, seconds: int, owner: str) -> Object:
     return job
 
 
+def anchor_name(run: str) -> str:
+    """The anchor Job of a run."""
+    return f"anchor-{run}"
+
+
 def smi_job(run: str, number: int, target: Target, cluster: Cluster, owner: Object, seconds: int) -> Object:
     """nvidia-smi on one node, with all the GPUs that it offers."""
-    claims = cluster.dra == "gpus"
-    limits = {} if claims else {GPU: str(target.gpus)}
-    spec = _pod_spec("nvidia-smi", ["sh", "-c", smi_script()], limits, cluster, [target])
-    if claims:
-        spec["resourceClaims"] = [{"name": "gpus", "resourceClaimTemplateName": claim_name(run)}]
-        spec["containers"][0]["resources"]["claims"] = [{"name": "gpus"}]
+    spec = _pod_spec("nvidia-smi", ["sh", "-c", smi_script()], {}, cluster, [target])
+    _ask_for_gpus(spec, target, cluster, run)
     return _owned(_job(f"smi-{number:04d}", run, "nvidia-smi", spec, seconds), owner)
 
 
@@ -113,9 +114,9 @@ def nccl_objects(
 ) -> list[Object]:
     """ConfigMap, headless Service and Indexed Job of one all-reduce over ``targets``, a pod on each."""
     name = f"{workload}-{run}"
-    limits = {GPU: str(targets[0].gpus)}
-    limits |= {resource: str(share) for resource, share in targets[0].rdma.items()}
+    limits = {resource: str(share) for resource, share in targets[0].rdma.items()}
     spec = _pod_spec("nccl", ["python3", "/opt/gpuready/allreduce.py"], limits, cluster, targets)
+    _ask_for_gpus(spec, targets[0], cluster, run)
     container = spec["containers"][0]
     container["env"] = [{"name": key, "value": value} for key, value in _nccl_env(name, targets).items()]
     container["ports"] = [{"name": "rendezvous", "containerPort": RENDEZVOUS_PORT}]
@@ -148,6 +149,16 @@ def nccl_objects(
         "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": dict(labels)},
     }
     return [_owned(config, owner), _owned(service, owner), _owned(job, owner)]
+
+
+def _ask_for_gpus(spec: Object, target: Target, cluster: Cluster, run: str) -> None:
+    """All GPUs of a node: by the device plugin's resource, or by a claim where DRA serves them."""
+    resources = spec["containers"][0]["resources"]
+    if cluster.dra == "gpus":
+        spec["resourceClaims"] = [{"name": "gpus", "resourceClaimTemplateName": claim_name(run)}]
+        resources["claims"] = [{"name": "gpus"}]
+    else:
+        resources["limits"][GPU] = str(target.gpus)
 
 
 def _nccl_env(name: str, targets: Sequence[Target]) -> dict[str, str]:

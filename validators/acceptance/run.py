@@ -7,14 +7,15 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
-from gpuready.charts_values.errors import ApiError, GpureadyError
+from gpuready.charts_values.errors import ApiError, DeadlineError, GpureadyError, UnreachableError
 from gpuready.charts_values.inventory import Cluster
 from gpuready.charts_values.kube import Api
 
+from .. import fanout
 from ..evidence import Evidence, Object, ReadFailure
 from . import manifests
 from .plan import Plan, Target
@@ -30,43 +31,56 @@ _COLLECTIONS = {
 }
 POLL_SECONDS = 0.5
 CLEANUP_SECONDS = 60.0
+LAST_SECONDS = 5.0
 LOG_SECONDS = 20.0
 SMI_SECONDS = 300
+NCCL_SECONDS = 900
+# A run outlives an API server that restarts.
+SILENCE_SECONDS = 60.0
 
 Progress = Callable[[str], None]
+T = TypeVar("T")
 
 
 class Acceptance:
     """One run: ``start``, ``smi`` and ``nccl`` in this order, ``clean`` always.
 
-    ``seconds`` bounds the whole run; the anchor's deadline lies a minute behind it.
+    ``seconds`` is the time of the whole command, which is up at ``end`` (``time.monotonic``); the probes leave
+    some of it to the cleanup. The anchor's deadline lies a minute behind it.
     """
 
-    def __init__(self, api: Api, cluster: Cluster, *, seconds: float, progress: Progress) -> None:
+    def __init__(self, api: Api, cluster: Cluster, *, seconds: float, end: float, progress: Progress) -> None:
         self.api = api
         self.cluster = cluster
         self.run = secrets.token_hex(3)
-        self.deadline = time.monotonic() + seconds
+        self._end = end
+        self._deadline = api.deadline = end - min(CLEANUP_SECONDS, seconds / 4)
         self._seconds = seconds
         self._progress = progress
+        self._started = False
         self._anchor: Object = {}
 
-    def start(self) -> None:
-        """Namespace, priority class and anchor. Raises ApiError where a permission is missing."""
+    def start(self, evidence: Evidence) -> None:
+        """Namespace, priority class, anchor, and the template of GPU claims where DRA serves the GPUs.
+
+        Raises ApiError where a permission is missing.
+        """
         self._ensure("/api/v1/namespaces", manifests.namespace())
         self._ensure("/apis/scheduling.k8s.io/v1/priorityclasses", manifests.priority_class())
-        self._anchor = self.api.create(JOBS, manifests.anchor(self.run, int(self._seconds) + 60, _this_process()))
-
-    def smi(self, plan: Plan, evidence: Evidence) -> None:
-        """nvidia-smi on every target at once; pods, logs and XML go into the evidence."""
-        if not plan.targets:
-            return
+        anchor = manifests.anchor(self.run, int(self._seconds) + 60, _this_process())
+        self._started = True
+        self._anchor = self.api.create(JOBS, anchor)
         if self.cluster.dra == "gpus":
             version = evidence.about.get("dra_versions", ["v1"])[0]
             template = manifests.claim_template(self.run, f"resource.k8s.io/{version}", self._anchor)
             path = f"/apis/{template['apiVersion']}/namespaces/{manifests.NAMESPACE}/resourceclaimtemplates"
             self.api.create(path, template)
-        seconds = max(1, int(min(SMI_SECONDS, self._left())))
+
+    def smi(self, plan: Plan, evidence: Evidence) -> None:
+        """nvidia-smi on every target at once; pods, logs and XML go into the evidence."""
+        if not plan.targets:
+            return
+        seconds = self._time_for("nvidia-smi", SMI_SECONDS)
         jobs = [
             manifests.smi_job(self.run, number, target, self.cluster, self._anchor, seconds)
             for number, target in enumerate(plan.targets)
@@ -74,10 +88,8 @@ class Acceptance:
         planned = {job["metadata"]["name"]: t.node for job, t in zip(jobs, plan.targets, strict=True)}
         evidence.about.setdefault("planned", {}).update(planned)
         self._create(jobs)
-        pods = self._wait("nvidia-smi", len(jobs), seconds, "nvidia-smi")
-        logs = self._logs("nvidia-smi", pods)
-        evidence.cluster.setdefault("pods", []).extend(pods)
-        evidence.logs["nvidia-smi"] = logs
+        pods = self._wait("nvidia-smi", len(jobs), seconds, "nvidia-smi", evidence)
+        evidence.logs["nvidia-smi"] = logs = self._logs(pods)
         for pod in pods:
             xml = _xml(logs.get(pod["metadata"]["name"], ""))
             if xml and pod["spec"].get("nodeName"):
@@ -86,39 +98,45 @@ class Acceptance:
 
     def nccl(self, workload: str, targets: Sequence[Target], evidence: Evidence) -> None:
         """One all-reduce over the targets; pods and logs go into the evidence."""
-        seconds = max(1, int(min(900, self._left())))
+        what = f"NCCL all-reduce on {len(targets)} nodes"
+        seconds = self._time_for(what, NCCL_SECONDS)
         objects = manifests.nccl_objects(self.run, workload, targets, self.cluster, self._anchor, seconds)
         self._create(objects)
-        what = f"NCCL all-reduce on {len(targets)} nodes"
-        pods = self._wait(workload, len(targets), seconds, what)
-        evidence.cluster.setdefault("pods", []).extend(pods)
-        evidence.logs[workload] = self._logs(workload, pods)
+        pods = self._wait(workload, len(targets), seconds, what, evidence)
+        evidence.logs[workload] = self._logs(pods)
         evidence.about.setdefault("nccl", {})[workload] = {"nodes": [target.node for target in targets]}
         # The next run needs these GPUs.
         self._drop(objects)
 
     def clean(self, evidence: Evidence) -> None:
         """Delete what the run made and wait until it is gone; what stays is recorded for the report."""
-        if not self._anchor:
+        if not self._started:
             return
         self._progress("cleaning up")
-        deadline = time.monotonic() + CLEANUP_SECONDS
-        left: list[str] = []
+        now = time.monotonic()
+        # Even when the time is up, what was made must be taken back.
+        self.api.deadline = deadline = min(now + CLEANUP_SECONDS, max(self._end, now + LAST_SECONDS))
         try:
-            self.api.delete(f"{JOBS}/{self._anchor['metadata']['name']}")
+            self.api.delete(f"{JOBS}/{manifests.anchor_name(self.run)}")
             while True:
-                left = self._leftovers()
-                if not left or time.monotonic() > deadline:
-                    break
+                evidence.about["leftovers"] = self._leftovers()
+                if not evidence.about["leftovers"] or time.monotonic() + POLL_SECONDS > deadline:
+                    return
                 time.sleep(POLL_SECONDS)
         except GpureadyError as error:
-            left = [str(error)]
-        evidence.about["leftovers"] = left
+            evidence.about["cleanup_failed"] = str(error)
 
     # -- details ------------------------------------------------------------------------------------------
 
     def _left(self) -> float:
-        return self.deadline - time.monotonic()
+        return self._deadline - time.monotonic()
+
+    def _time_for(self, what: str, seconds: int) -> int:
+        """The seconds that a workload may take; raises DeadlineError where none are left."""
+        left = int(min(seconds, self._left()))
+        if left < 1:
+            raise DeadlineError(f"the {self._seconds:g} s of --timeout were up before {what}")
+        return left
 
     def _ensure(self, path: str, item: Object) -> None:
         if self.api.find(f"{path}/{item['metadata']['name']}") is None:
@@ -129,42 +147,58 @@ class Acceptance:
                     raise
 
     def _create(self, items: Sequence[Object]) -> None:
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            list(pool.map(lambda item: self.api.create(_COLLECTIONS[item["kind"]], item), items))
+        self._all(partial(self.api.create, _COLLECTIONS[item["kind"]], item) for item in items)
 
     def _drop(self, items: Sequence[Object]) -> None:
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            list(
-                pool.map(
-                    lambda item: self.api.delete(f"{_COLLECTIONS[item['kind']]}/{item['metadata']['name']}"),
-                    items,
-                )
-            )
+        self._all(
+            partial(self.api.delete, f"{_COLLECTIONS[item['kind']]}/{item['metadata']['name']}") for item in items
+        )
+
+    def _all(self, calls: Iterable[Callable[[], T]]) -> list[T]:
+        """Calls to the API side by side, which Ctrl-C and a hanging API end."""
+        until = self.api.deadline or self._end
+        return fanout.all_of(calls, until, f"{self.api.server} did not answer in time", workers=8)
 
     def _pods(self, workload: str) -> list[Object]:
         selector = f"{RUN_LABEL}={self.run},{WORKLOAD_LABEL}={workload}"
         # Not from the watch cache: a pod that just ended must be seen.
         return self.api.list(PODS, labelSelector=selector, resourceVersion="")
 
-    def _wait(self, workload: str, count: int, seconds: float, what: str) -> list[Object]:
-        """The workload's pods once all have ended, or as they are when the time is up."""
-        deadline = time.monotonic() + min(seconds, max(1.0, self._left()))
-        while True:
-            pods = self._pods(workload)
-            ended = sum(pod.get("status", {}).get("phase") in ("Succeeded", "Failed") for pod in pods)
-            self._progress(f"{what}: {ended} of {count} pods done")
-            if ended >= count or time.monotonic() > deadline:
-                return pods
-            time.sleep(POLL_SECONDS)
+    def _wait(self, workload: str, count: int, seconds: float, what: str, evidence: Evidence) -> list[Object]:
+        """The workload's pods once all have ended, or as they are when the time is up.
 
-    def _logs(self, workload: str, pods: Sequence[Object]) -> dict[str, str]:
+        They are evidence however the waiting ends. An API that is silent for a while is borne.
+        """
+        deadline = min(time.monotonic() + seconds, self._deadline)
+        heard = time.monotonic()
+        pods: list[Object] = []
+        try:
+            while True:
+                try:
+                    pods, heard = self._pods(workload), time.monotonic()
+                except (UnreachableError, DeadlineError):
+                    if time.monotonic() > min(deadline, heard + SILENCE_SECONDS):
+                        raise
+                ended = sum(pod.get("status", {}).get("phase") in ("Succeeded", "Failed") for pod in pods)
+                self._progress(f"{what}: {ended} of {count} pods done")
+                if ended >= count:
+                    return pods
+                if time.monotonic() + POLL_SECONDS > deadline:
+                    if self._left() < POLL_SECONDS:
+                        text = f"the {self._seconds:g} s of --timeout were up during {what}"
+                        evidence.about["cut_short"] = text
+                    return pods
+                time.sleep(POLL_SECONDS)
+        finally:
+            evidence.cluster.setdefault("pods", []).extend(pods)
+
+    def _logs(self, pods: Sequence[Object]) -> dict[str, str]:
         names = [p["metadata"]["name"] for p in pods if p["status"].get("phase") in ("Succeeded", "Failed")]
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            return dict(zip(names, pool.map(self._log, names), strict=True))
+        return dict(zip(names, self._all(partial(self._log, name) for name in names), strict=True))
 
     def _log(self, pod: str) -> str:
         """A pod's log; empty where the cluster does not give it within the deadline."""
-        deadline = time.monotonic() + LOG_SECONDS
+        deadline = min(time.monotonic() + LOG_SECONDS, self._deadline)
         while True:
             try:
                 text = self.api.text(f"{PODS}/{pod}/log")
@@ -176,11 +210,13 @@ class Acceptance:
 
     def _leftovers(self) -> list[str]:
         selector = f"{RUN_LABEL}={self.run}"
-        left: list[str] = []
-        for kind, path in (*_COLLECTIONS.items(), ("Pod", PODS)):
-            items = self.api.list(path, labelSelector=selector, resourceVersion="")
-            left += [f"{kind} {item['metadata']['name']}" for item in items]
-        return left
+        paths = {**_COLLECTIONS, "Pod": PODS}
+        lists = self._all(
+            partial(self.api.list, path, labelSelector=selector, resourceVersion="") for path in paths.values()
+        )
+        return [
+            f"{kind} {item['metadata']['name']}" for kind, items in zip(paths, lists, strict=True) for item in items
+        ]
 
 
 def remove_stale(api: Api) -> int:
@@ -226,7 +262,9 @@ def running_pods(api: Api) -> list[Object]:
 
 def record_failure(evidence: Evidence, what: str, error: GpureadyError) -> None:
     """Keep an error of the run with the reads that failed."""
-    kind = "forbidden" if isinstance(error, ApiError) and error.forbidden else "unreachable"
+    kind = "unreachable"
+    if isinstance(error, ApiError):
+        kind = "forbidden" if error.forbidden else "refused"
     evidence.failures[what] = ReadFailure(kind, str(error))
 
 

@@ -19,7 +19,7 @@ class PodVerdict:
     """One probe pod as the API shows it at the end.
 
     ``message`` is its JSON termination message, empty where there was none; ``exit_code`` is None while the
-    container has not ended; ``waiting`` says why it has not started.
+    container has not ended; ``waiting`` says why it has not started, ``claims`` which ResourceClaims are its own.
     """
 
     pod: str
@@ -27,6 +27,7 @@ class PodVerdict:
     phase: str
     exit_code: int | None = None
     waiting: str = ""
+    claims: tuple[str, ...] = ()
     message: dict[str, Any] = field(default_factory=dict)
 
 
@@ -42,6 +43,11 @@ def verdict_of(pod: Object) -> PodVerdict:
         phase=status.get("phase", "Unknown"),
         exit_code=ended.get("exitCode") if ended else None,
         waiting=_waiting(status, state),
+        claims=tuple(
+            one["resourceClaimName"]
+            for one in status.get("resourceClaimStatuses") or ()
+            if one.get("resourceClaimName")
+        ),
         message=_json((ended or {}).get("message")),
     )
 
@@ -51,6 +57,14 @@ def probe_pods(evidence: Evidence, workload: str) -> list[PodVerdict]:
     mine = {WORKLOAD_LABEL: workload, RUN_LABEL: evidence.about.get("run")}
     pods = [pod for pod in evidence.objects("pods") if mine.items() <= (pod["metadata"].get("labels") or {}).items()]
     return [verdict_of(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))]
+
+
+def cut_short(evidence: Evidence) -> str:
+    """Why the run ended before its probes: Ctrl-C, an error, or its time was up; empty where it did not."""
+    if evidence.about.get("interrupted"):
+        return "interrupted by Ctrl-C"
+    failure = evidence.failures.get("acceptance")
+    return failure.message if failure else str(evidence.about.get("cut_short") or "")
 
 
 def _waiting(status: Object, state: Object) -> str:

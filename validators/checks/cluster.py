@@ -25,6 +25,14 @@ def reachable(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     failure = evidence.failures.get("version")
     if evidence.server_version:
         yield passed(subject, f"Kubernetes {evidence.server_version}")
+    elif evidence.objects("nodes"):
+        yield passed(subject, "it does not tell its version")
+    elif failure is not None and failure.kind == "forbidden":
+        cause = "the API server does not accept the credentials"
+        yield Finding(
+            Status.ERROR, subject, "CredentialsRefused", cause, failure.message,
+            fix="Log in again, or give another --kubeconfig or --context.",
+        )  # fmt: skip
     elif failure is not None:
         cause = "the API server does not answer"
         yield Finding(Status.ERROR, subject, "Unreachable", cause, failure.message)

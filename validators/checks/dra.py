@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 
 from gpuready.charts_values.versions import dra_shortfalls, parts
 
+from ..acceptance.verdicts import probe_pods
 from ..evidence import Evidence, Object
 from ..expected import Expected
 from ..model import Finding, Status, Subject
@@ -131,6 +133,55 @@ def owner(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
             )
         else:
             yield passed(node(name), "DRA" if sliced else "device plugin")
+
+
+@check(
+    "dra.claim",
+    title="a claim gets every GPU of its node",
+    proves="Scheduler, DRA driver and runtime hand out the devices that the claim says.",
+    rule="The pod that claimed all GPUs of a node saw as many as promised, each a UUID of the node's slices.",
+    source="health facts E19: a plugin's green light is no allocation",
+    fix="kubectl -n gpuready describe the pod; then the log of the kubelet plugin on that node.",
+    needs=("pods", "nodes", "resourceslices.resource.k8s.io"),
+    after=("dra.rules", "dra.slices", "dra.owner"),
+    phase="accept",
+    tier="gpu",
+)
+def claim(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """Allocation of the probes' claims."""
+    if expected.cluster.dra != "gpus":
+        cause = "the device plugin serves the GPUs" if expected.cluster.dra != "off" else "DRA is off in inventory"
+        yield skipped(Subject("cluster", expected.cluster.name), cause)
+        return
+    published = _slices(evidence, GPU_DRIVER)
+    probes = {pod.node: pod for pod in probe_pods(evidence, "nvidia-smi") if pod.node and pod.exit_code == 0}
+    for one, group in expected.gpu_nodes(evidence.objects("nodes")):
+        name = name_of(one)
+        pod = probes.get(name)
+        if pod is None or not pod.claims:
+            yield Finding(
+                Status.UNPROVEN, node(name), "NotProbed", "no probe got the node's GPUs by a claim",
+                fix="Mend what keeps the probe from running, then run gpuready accept again.",
+            )  # fmt: skip
+            continue
+        # The claim itself is released with its pod; what the pod saw must be what the node published.
+        seen = set(re.findall(r"<uuid>([^<]+)</uuid>", evidence.nodes.get(name, {}).get("nvidia-smi.xml", "")))
+        known = seen & _uuids(published.get(name, []))
+        if len(known) == len(seen) == group.gpus:
+            yield passed(node(name), f"{len(seen)} GPUs by claim, each in the node's ResourceSlices")
+        else:
+            yield Finding(
+                Status.FAIL, node(name), "ClaimDiffers", "the claim does not give the promised GPUs",
+                f"{len(seen)} seen, {len(known)} of them published, {group.gpus} promised",
+                expected=str(group.gpus), observed=str(len(known)),
+                evidence=(f"nodes/{name}/nvidia-smi.xml", "cluster/resourceslices.resource.k8s.io.json"),
+            )  # fmt: skip
+
+
+def _uuids(slices: list[Object]) -> set[str]:
+    """The UUIDs of the devices in slices."""
+    devices = [device for one in slices for device in one["spec"].get("devices") or ()]
+    return {str(_attributes(device).get("uuid", {}).get("string", "")) for device in devices}
 
 
 def _slices(evidence: Evidence, driver: str) -> dict[str, list[Object]]:

@@ -94,13 +94,17 @@ def operands(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """DaemonSets in the order of their dependence."""
     policies = evidence.objects("clusterpolicies.nvidia.com")
     spec = policies[0].get("spec", {}) if policies else {}
-    wanted = _driver_nodes(expected, evidence)
+    everywhere = _driver_nodes(expected, evidence)
     where = ("cluster/daemonsets.apps.json",)
     blamed = ""
     for key, name in OPERANDS:
         if not spec.get(key, {}).get("enabled", key == "validator"):
             continue
         subject = Subject("object", name)
+        wanted = _mig_nodes(expected, evidence) if key == "migManager" else everywhere
+        if key == "migManager" and not wanted:
+            yield skipped(subject, "no GPU here can be partitioned (MIG)")
+            continue
         one = evidence.find("daemonsets.apps", name)
         status = one.get("status", {}) if one else {}
         desired, ready = status.get("desiredNumberScheduled", 0), status.get("numberReady", 0)
@@ -207,6 +211,12 @@ def product(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
 def _driver_nodes(expected: Expected, evidence: Evidence) -> int:
     """GPU nodes that exist and are not excused: how many pods each operand must want."""
     return sum(not _excused(one) for one, _ in expected.gpu_nodes(evidence.objects("nodes")))
+
+
+def _mig_nodes(expected: Expected, evidence: Evidence) -> int:
+    """GPU nodes that can partition their GPUs: MIG manager runs on these alone (install facts 2.9)."""
+    nodes = expected.gpu_nodes(evidence.objects("nodes"))
+    return sum(labels_of(one).get("nvidia.com/mig.capable") == "true" for one, _ in nodes if not _excused(one))
 
 
 def _excused(one: Object) -> bool:

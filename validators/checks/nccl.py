@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import nccl
+from ..acceptance.verdicts import cut_short
 from ..evidence import Evidence
 from ..expected import Expected
 from ..model import Finding, Status, Subject
@@ -42,13 +43,21 @@ def nccl_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
         if off.startswith("deselected") or expected.node_count < 2:
             yield skipped(cluster, off or "one node has no fabric to test")
         else:
-            yield Finding(Status.UNPROVEN, cluster, "NotRun", "NCCL did not run", off, fix="Free two nodes.")
+            why = off or cut_short(evidence)
+            fix = "Free two nodes." if off else "Run gpuready accept again."
+            yield Finding(Status.UNPROVEN, cluster, "NotRun", "NCCL did not run", why, fix=fix)
     for run in done:
         bad = [pod for pod in run.pods if pod.exit_code != 0]
         facts = run.report.to_json()
         subject = _subject(run, expected)
         where = tuple(f"logs/{run.workload}/{pod.pod}.log" for pod in (bad or list(run.pods))[:1])
-        if bad or len(run.pods) < len(run.nodes):
+        unfinished = len(run.pods) < len(run.nodes) or any(pod.exit_code is None for pod in run.pods)
+        if unfinished and cut_short(evidence) and all(pod.exit_code in (0, None) for pod in run.pods):
+            yield Finding(
+                Status.UNPROVEN, subject, "CutShort", "the NCCL run did not end in time", cut_short(evidence),
+                nodes=run.nodes, fix="Run gpuready accept again.",
+            )  # fmt: skip
+        elif bad or len(run.pods) < len(run.nodes):
             first = bad[0] if bad else None
             said = "a pod is missing"
             if first is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..acceptance.verdicts import PodVerdict, probe_pods
+from ..acceptance.verdicts import PodVerdict, cut_short, probe_pods
 from ..evidence import Evidence
 from ..expected import Expected
 from ..model import Finding, Status, Subject
@@ -28,17 +28,29 @@ def probes_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """The run itself."""
     subject = Subject("cluster", expected.cluster.name)
     failure = evidence.failures.get("acceptance")
-    left = evidence.about.get("leftovers") or []
+    left = ", ".join(evidence.about.get("leftovers") or ()) or str(evidence.about.get("cleanup_failed") or "")
+    stays = f"; its objects may still be there: {left}" if left else ""
     if failure is not None and failure.kind == "forbidden":
         yield Finding(
-            Status.UNPROVEN, subject, "PermissionMissing", "the identity may not start probes", failure.message,
-            fix="Grant the role that `gpuready rbac accept` prints.",
+            Status.UNPROVEN, subject, "PermissionMissing", "the identity may not start probes",
+            failure.message + stays, fix="Grant the role that `gpuready rbac accept` prints.",
+        )  # fmt: skip
+    elif failure is not None and failure.kind == "unreachable":
+        yield Finding(
+            Status.ERROR, subject, "Unreachable", "the API stopped answering while the probes ran",
+            failure.message + stays, fix="Run gpuready accept again.",
         )  # fmt: skip
     elif failure is not None:
-        yield Finding(Status.FAIL, subject, "ProbesRefused", "the probes could not be run", failure.message)
+        cause = "the probes could not be run"
+        yield Finding(Status.FAIL, subject, "ProbesRefused", cause, failure.message + stays)
+    elif cut_short(evidence):
+        yield Finding(
+            Status.UNPROVEN, subject, "CutShort", "the probes were cut short", cut_short(evidence) + stays,
+            fix="Run gpuready accept again, with a longer --timeout where the time was up.",
+        )  # fmt: skip
     elif left:
         yield Finding(
-            Status.WARN, subject, "Leftovers", "objects of the run are still there", ", ".join(left),
+            Status.WARN, subject, "Leftovers", "objects of the run are still there", left,
             fix="They go with the run's anchor Job; look again in a minute: kubectl -n gpuready get jobs,pods",
         )  # fmt: skip
     else:
@@ -64,13 +76,19 @@ def smi_pod(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
         pod = ran.get(name)
         where = (f"logs/{WORKLOAD}/{pod.pod}.log",) if pod else ()
         if pod is None:
-            reason = str(evidence.about.get("not_probed", {}).get(name, "no probe pod was made for it"))
+            reason = evidence.about.get("not_probed", {}).get(name) or cut_short(evidence)
+            reason = str(reason or "no probe pod was made for it")
             yield Finding(
                 Status.UNPROVEN, node(name), "NotProbed", "nvidia-smi did not run on the node", reason,
                 fix="Free the node, or wait for its jobs, and run gpuready accept again.",
             )  # fmt: skip
         elif pod.exit_code == 0:
             yield passed(node(name), f"exit 0, {pod.message.get('gpus', '?')} GPUs", evidence=where)
+        elif pod.exit_code is None and cut_short(evidence):
+            yield Finding(
+                Status.UNPROVEN, node(name), "CutShort", "nvidia-smi did not end on the node in time",
+                cut_short(evidence), fix="Run gpuready accept again.",
+            )  # fmt: skip
         elif pod.exit_code is None:
             yield Finding(
                 Status.FAIL,

@@ -23,8 +23,10 @@ GROSS = 6.0
 CLEAR = 2.0
 # What a failed run weighs; more would let one run stand for several.
 WORST = 10.0
-# What a floor missed by nothing weighs: two such runs suffice together (see culprits.TOGETHER).
+# What a floor missed by nothing weighs: two such runs suffice together.
 _FLOOR = 4.0
+# What runs must weigh together to accuse. A run just at its line weighs 3 at most, so two of those do not.
+TOGETHER = 5.5
 _MARGIN = 0.05
 
 State = Literal["pass", "fail", "unsteady", "void"]
@@ -40,6 +42,11 @@ class Short(NamedTuple):
 
 _BROKEN = Short(WORST, WORST)
 _NONE = Short(0.0, 0.0)
+
+
+def together(shorts: Sequence[Short]) -> float:
+    """What several shortfalls weigh together: Stouffer's sum / sqrt(count)."""
+    return math.fsum(short.weight for short in shorts) / math.sqrt(len(shorts)) if shorts else 0.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ class Reference:
 
 @dataclass(frozen=True)
 class Finding:
-    """A judged run. ``short`` is its worst shortfall, ``by_rail`` that of each rail.
+    """A judged run. ``short`` is its worst shortfall, ``by_rail`` that of each rail, ``level`` what is left of the
+    usual rate, at its worst.
 
     ``steady`` is False where some repetitions were clearly good and others grossly low.
     """
@@ -76,6 +84,7 @@ class Finding:
     short: Short = _NONE
     by_rail: Mapping[int, Short] = field(default_factory=dict)
     steady: bool = True
+    level: float = 0.0
 
     @property
     def bad(self) -> bool:
@@ -150,4 +159,5 @@ def _judged(run: Run, outcome: Outcome, references: Mapping[str, Reference]) -> 
             steady = False
             short = low
         shorts[rail] = short
-    return Finding(run, state, max(shorts.values()), shorts if outcome.per_rail else {}, steady)
+    level = min(median(figures) if figures else 0.0 for figures in series.values()) / reference.median
+    return Finding(run, state, max(shorts.values()), shorts if outcome.per_rail else {}, steady, level)

@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
-from .judgement import FAILS_AT, Finding
+from .judgement import FAILS_AT, TOGETHER, Finding, together
 from .record import Record
 
+# A rail is at fault where it is slow in this share of the runs.
 _SHARED = 0.6
 
 
 class Bar(NamedTuple):
-    """How many runs across must be bad, as which share of all, and to how many leaves that are good with others."""
+    """How many runs across must be bad, as which share of all, to how many leaves that are good with others, and
+    how much they must weigh together."""
 
     bad: int
     share: float
     witnesses: int
+    weight: float
 
 
-SUSPECT = Bar(2, 0.5, 0)
-GUILTY = Bar(2, 0.75, 2)
+SUSPECT = Bar(2, 0.5, 0, 0.0)
+GUILTY = Bar(2, 0.75, 2, TOGETHER)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def leaf_faults(record: Record, bar: Bar) -> list[LeafFault]:
     left = [
         finding
         for finding in record.meetings
-        if record.crosses(finding.run) and all(record.sound_in_leaf(name) for name in finding.run.nodes)
+        if record.apart(finding.run.nodes) and all(record.sound_in_leaf(name) for name in finding.run.nodes)
     ]
     found = []
     while True:
@@ -71,44 +73,48 @@ def _worst_leaf(record: Record, left: Sequence[Finding], bar: Bar) -> LeafFault 
         bad = [one for one in crossed if one.bad]
         partners = {end for one in bad for end in _ends(record, one)} - {leaf}
         witnesses = sum(any(not one.bad for one in runs[other]) for other in partners)
-        rate = len(bad) / len(crossed)
-        if len(bad) < bar.bad or rate < bar.share or len(partners) < 2 or witnesses < bar.witnesses:
-            continue
-        if _own(record, bad, leaf):
-            worst = max(worst or (0.0, 0, ""), (rate, len(bad), leaf))
+        if len(partners) >= 2 and witnesses >= bar.witnesses and _reached(record, bad, crossed, (leaf,), bar):
+            worst = max(worst or (0.0, 0, ""), (len(bad) / len(crossed), len(bad), leaf))
     if worst is None:
         return None
     bad = [one for one in runs[worst[2]] if one.bad]
-    return LeafFault((worst[2],), tuple(bad), _rails(bad))
-
-
-def _own(record: Record, bad: Sequence[Finding], leaf: str) -> bool:
-    """Whether at least two nodes of the leaf were slow: one alone may be the fault itself."""
-    return len({name for one in bad for name in one.run.nodes if record.leaf(name) == leaf}) >= 2
+    return LeafFault((worst[2],), tuple(bad), slow_rails(bad))
 
 
 def _paths(record: Record, left: Sequence[Finding], bar: Bar) -> list[LeafFault]:
     between: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in left:
         between[_ends(record, finding)].append(finding)
-    # Two leaves meet in few runs, so two bad ones must do.
-    least = min(bar.bad, 2)
     found = []
     for ends, runs in sorted(between.items()):
         bad = [one for one in runs if one.bad]
-        enough = len(bad) >= least and len(bad) / len(runs) >= bar.share
-        if enough and all(_own(record, bad, leaf) for leaf in ends):
-            found.append(LeafFault(ends, tuple(bad), _rails(bad)))
+        if _reached(record, bad, runs, ends, bar):
+            found.append(LeafFault(ends, tuple(bad), slow_rails(bad)))
     return found
 
 
-def _rails(bad: Sequence[Finding]) -> tuple[int, ...]:
-    """The rails that are slow in most of the runs; empty where all are, or runs are not split."""
-    split = [one for one in bad if one.by_rail]
-    every = set(chain.from_iterable(one.by_rail for one in split))
-    low = [
-        r
-        for r in sorted(every)
-        if sum(r in one.by_rail and one.by_rail[r].amount >= FAILS_AT for one in split) >= _SHARED * len(split)
-    ]
-    return () if len(low) == len(every) else tuple(low)
+def _reached(
+    record: Record, bad: Sequence[Finding], runs: Sequence[Finding], leaves: tuple[str, ...], bar: Bar
+) -> bool:
+    if len(bad) < bar.bad or len(bad) < bar.share * len(runs):
+        return False
+    # One node alone of a leaf may be the fault itself.
+    names = {name for one in bad for name in one.run.nodes}
+    if any(sum(record.leaf(name) == leaf for name in names) < 2 for leaf in leaves):
+        return False
+    # To accuse, the runs must look like one cause: beyond noise, and on the same rails.
+    alike = bool(_low(bad)) or not any(one.by_rail for one in bad)
+    return not bar.weight or (alike and together([one.short for one in bad]) >= bar.weight)
+
+
+def slow_rails(bad: Sequence[Finding]) -> tuple[int, ...]:
+    """The rails that are slow in most of the runs; empty where all of them are, or no run is split by rail."""
+    low = _low(bad)
+    return () if all(set(one.by_rail) <= set(low) for one in bad) else low
+
+
+def _low(bad: Sequence[Finding]) -> tuple[int, ...]:
+    split = [one.by_rail for one in bad if one.by_rail]
+    every = sorted({rail for rails in split for rail in rails})
+    slow = {rail: sum(rail in rails and rails[rail].amount >= FAILS_AT for rails in split) for rail in every}
+    return tuple(rail for rail in every if slow[rail] >= _SHARED * len(split))

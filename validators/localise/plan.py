@@ -12,8 +12,8 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from .culprits import guilty
-from .judgement import Finding
+from .culprits import guilty_alone
+from .judgement import FAILS_AT, Finding
 from .leaves import SUSPECT, LeafFault, leaf_faults
 from .model import Kind, Run
 from .record import Record
@@ -49,8 +49,7 @@ class _Round:
 
     def meet(self, first: str, second: str, wave: int = 0) -> None:
         """Plan a run of two nodes, split by rail."""
-        leaves = {self.record.leaf(first), self.record.leaf(second)}
-        self.add("path" if len(leaves) == 2 and None not in leaves else "rail", (first, second), wave)
+        self.add("path" if self.record.apart((first, second)) else "rail", (first, second), wave)
 
     def busy(self, name: str, wave: int = 0) -> bool:
         """Whether a node has a run in that wave."""
@@ -77,8 +76,8 @@ def next_runs(record: Record, number: int, seed: int, repeats: int) -> list[Run]
         for name in record.nodes:
             plan.add("single", (name,))
         return plan.runs
-    accused = guilty(record, ())
-    able = [name for name in record.nodes if name not in accused]
+    # Who is bad alone needs no partner to be accused; the others are confirmed as long as there are rounds.
+    able = [name for name in record.nodes if not guilty_alone(record, name)]
     if number == 2:
         _alone_again(plan, able)
         _pairs(plan, [name for name in able if not plan.busy(name)])
@@ -93,6 +92,7 @@ def next_runs(record: Record, number: int, seed: int, repeats: int) -> list[Run]
         _partners(plan, suspects)
         _confirm_leaves(plan, faults)
         _repeat(plan, suspects)
+        _among_suspects(plan, suspects)
         _controls(plan)
     return plan.runs
 
@@ -120,8 +120,7 @@ def _matched(plan: _Round, members: Sequence[str]) -> list[str]:
     rest = others[len(pairs) :]
     pairs += list(zip(rest[::2], rest[1::2], strict=False))
     for pair in pairs:
-        leaves = {plan.record.leaf(name) for name in pair}
-        plan.add("pair" if len(leaves) == 1 or None in leaves else "path", pair)
+        plan.add("path" if plan.record.apart(pair) else "pair", pair)
     return named[len(others) :] + (rest[-1:] if len(rest) % 2 else [])
 
 
@@ -143,7 +142,8 @@ def _partners(plan: _Round, suspects: Sequence[str]) -> None:
     good = [name for name in record.nodes if record.known_good(name) and name not in named]
     waiting = list(suspects)
     for wave in range(_WAVES):
-        pool = plan.by_leaf(plan.free(good, wave))
+        # First those that never failed: who met a suspect before can witness against that one alone.
+        pool = plan.by_leaf(sorted(plan.free(good, wave), key=lambda name: len(record.failed(name))))
         still = []
         for name in waiting:
             partner = None if plan.busy(name, wave) else _partner(record, name, pool)
@@ -181,13 +181,13 @@ def _look_again(plan: _Round) -> None:
     record = plan.record
     _controls(plan)
     good = [name for name in record.nodes if record.known_good(name)]
-    left = _across(plan, [name for name in plan.free(good) if record.leaf(name) is not None], 0)
+    left = _across(plan, [name for name in plan.free(good) if record.leaf(name) is not None])
     rest = [name for name in plan.free(good) if record.leaf(name) is None or name in left]
     for members in plan.by_leaf(rest).values():
         _inside(plan, members, len(members))
 
 
-def _across(plan: _Round, names: Sequence[str], wave: int) -> list[str]:
+def _across(plan: _Round, names: Sequence[str]) -> list[str]:
     """Pair nodes of different leaves at random; returns those that found no partner."""
     leaf = plan.record.leaf
     order = list(names)
@@ -205,7 +205,7 @@ def _across(plan: _Round, names: Sequence[str], wave: int) -> list[str]:
         if leaf(first) == leaf(second):
             left += [first, second]
         else:
-            plan.meet(first, second, wave)
+            plan.meet(first, second)
     return left
 
 
@@ -287,9 +287,32 @@ def _worse(record: Record, finding: Finding) -> tuple[str, ...]:
 
 
 def _repeat(plan: _Round, suspects: Sequence[str]) -> None:
-    """A pair that failed once, while each was good with others, meets again: is it what lies between them?"""
+    """Two that failed together once, each good with others, meet again: is it what lies between them? Inside one
+    leaf that is but the switch, and never the question."""
     named = set(suspects)
     record = plan.record
     for one in record.meetings:
-        if one.bad and one.run.kind == "pair" and all(name in named and record.passed(name) for name in one.run.nodes):
+        both = all(name in named and record.passed(name) for name in one.run.nodes)
+        free = not any(plan.busy(name, 1) for name in one.run.nodes)
+        unknown = any(record.leaf(name) is None for name in one.run.nodes)
+        if one.bad and one.run.kind == "pair" and both and unknown and free:
             plan.add("pair", one.run.nodes, 1)
+
+
+def _among_suspects(plan: _Round, suspects: Sequence[str]) -> None:
+    """Where leaves are unknown, suspects that look alike meet each other: bad nodes stay bad, nodes behind one
+    slow uplink are good together."""
+    record = plan.record
+    order = [name for name in suspects if record.alone_on_leaf(name) and record.failed(name)]
+    order.sort(key=lambda name: _likeness(record, name))
+    # Two waves, so that each meets the next on both sides.
+    for wave in (1, 2):
+        for pair in zip(order[wave - 1 :: 2], order[wave::2], strict=False):
+            if pair[1] not in record.partners(pair[0]) and not any(plan.busy(name, wave) for name in pair):
+                plan.meet(*pair, wave)
+
+
+def _likeness(record: Record, name: str) -> tuple[list[int], float]:
+    """The slow rails of a node's last bad run, and how slow they are."""
+    last = record.failed(name)[-1]
+    return sorted(rail for rail, short in last.by_rail.items() if short.amount >= FAILS_AT), last.level

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from .judgement import Finding
-from .model import Node, Run, Vote
+from .model import Node, Vote
 
 
 class Record:
@@ -15,6 +15,10 @@ class Record:
 
     def __init__(self, nodes: Sequence[Node], findings: Iterable[Finding], votes: Iterable[Vote]) -> None:
         self.nodes = {node.name: node for node in nodes}
+        # Where some leaves are known, a node without one may hang anywhere: it is a leaf of its own.
+        known = any(node.leaf is not None for node in nodes)
+        self._leaves = {node.name: node.leaf or (f"the leaf of {node.name}" if known else None) for node in nodes}
+        self._sizes = Counter(self._leaves.values())
         self.alone: defaultdict[str, list[Finding]] = defaultdict(list)
         self.met: defaultdict[str, list[Finding]] = defaultdict(list)
         self.meetings: list[Finding] = []
@@ -32,23 +36,32 @@ class Record:
                 self.met[name].append(finding)
 
     def leaf(self, name: str) -> str | None:
-        """The leaf of a node, where known."""
-        return self.nodes[name].leaf
+        """The leaf of a node; None where no leaf is known at all."""
+        return self._leaves[name]
 
-    def crosses(self, run: Run) -> bool:
-        """Whether a run's two nodes are known to hang on different leaves."""
-        leaves = {self.leaf(name) for name in run.nodes}
-        return len(leaves) == 2 and None not in leaves
+    def alone_on_leaf(self, name: str) -> bool:
+        """Whether no other node is known to hang where this one does."""
+        return self.leaf(name) is None or self._sizes[self.leaf(name)] == 1
+
+    def apart(self, names: Iterable[str]) -> bool:
+        """Whether nodes are known to hang on different leaves."""
+        leaves = {self.leaf(name) for name in names}
+        return len(leaves) > 1 and None not in leaves
 
     @cached_property
     def open_leaves(self) -> set[str]:
         """Leaves that some run has left, or entered, at full rate on every rail."""
-        crossed = [one for one in self.meetings if not one.bad and self.crosses(one.run)]
+        crossed = [one for one in self.meetings if not one.bad and self.apart(one.run.nodes)]
         return {leaf for one in crossed for name in one.run.nodes if (leaf := self.leaf(name))}
 
     def way_open(self, finding: Finding) -> bool:
-        """Whether what lies between the two nodes of a run is known to be good, as far as leaves tell."""
-        return not self.crosses(finding.run) or {self.leaf(name) for name in finding.run.nodes} <= self.open_leaves
+        """Whether what lies between the two nodes of a run is known to be good, as far as leaves tell.
+
+        The way out of a leaf of one node is part of that node.
+        """
+        if not self.apart(finding.run.nodes):
+            return True
+        return all(self.alone_on_leaf(name) or self.leaf(name) in self.open_leaves for name in finding.run.nodes)
 
     def leaf_first(self, finding: Finding) -> bool:
         """Whether a bad run may well be a leaf's doing: nodes sound inside, and a leaf that no run has left well."""
@@ -71,11 +84,17 @@ class Record:
         runs = self.alone[name]
         return bool(runs) and all(finding.bad for finding in runs)
 
+    def excused(self, finding: Finding, name: str) -> bool:
+        """Whether a bad run of a node is rather its partner's doing: that one was never good, this one was."""
+        partner = finding.other(name)
+        return bool(self.passed(name)) and not self.passed(partner) and len(self.failed(partner)) > 1
+
     def known_good(self, name: str) -> bool:
-        """Whether a node has passed with another and never failed, alone or not."""
-        met = self.met[name]
-        return bool(met) and not any(one.bad for one in met) and not any(one.bad for one in self.alone[name])
+        """Whether a node has passed with another and never failed, alone or not, but for what is excused."""
+        if any(one.bad for one in self.alone[name]):
+            return False
+        return bool(self.passed(name)) and all(self.excused(one, name) for one in self.failed(name))
 
     def sound_in_leaf(self, name: str) -> bool:
         """Whether a node has passed with another of its own leaf, so that what fails across is not the node."""
-        return any(not finding.bad and not self.crosses(finding.run) for finding in self.met[name])
+        return any(not finding.bad and not self.apart(finding.run.nodes) for finding in self.met[name])

@@ -11,18 +11,19 @@ for verdict in search.verdicts(): ...
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast, get_args
 
 from gpuready.charts_values.errors import InputError
 
-from .culprits import verdicts
 from .judgement import judge
 from .model import Kind, Node, Outcome, Run, Verdict, Vote
 from .plan import ROUNDS, next_runs
 from .record import Record
+from .verdicts import verdicts
 
 SCHEMA = 1
-_REPEATS = 3
+_REPEATS = 5
 
 
 class Search:
@@ -37,6 +38,7 @@ class Search:
         repeats: int,
     ) -> None:
         self.nodes = tuple(nodes)
+        self._names = frozenset(node.name for node in nodes)
         self._runs: dict[str, Run] = {}
         self.outcomes: dict[str, Outcome] = {}
         self._floors = dict(floors)
@@ -74,17 +76,24 @@ class Search:
             raise InputError(f"localise: there is no run {run_id}")
         if run_id in self.outcomes:
             raise InputError(f"localise: run {run_id} has its outcome already")
-        strangers = {vote.node for vote in outcome.votes} - {node.name for node in self.nodes}
+        strangers = {vote.node for vote in outcome.votes} - self._names
         if strangers:
             raise InputError(f"localise: run {run_id} names nodes outside the search: {', '.join(sorted(strangers))}")
-        self.outcomes[run_id] = outcome
+        # Four digits are more than a measurement holds, and keep the state of large fabrics small.
+        self.outcomes[run_id] = replace(
+            outcome,
+            busbw_gbytes_s=_rounded(outcome.busbw_gbytes_s),
+            per_rail={rail: _rounded(figures) for rail, figures in outcome.per_rail.items()},
+        )
 
     def verdicts(self) -> list[Verdict]:
         """What follows so far: accusations first, the surest of them first."""
         return verdicts(self._record())
 
     def _record(self) -> Record:
-        votes = [*self._votes, *(vote for run in self.outcomes.values() for vote in run.votes)]
+        # In the order of the runs: an interrupted search may record them in another.
+        done = [self.outcomes[run_id] for run_id in self._runs if run_id in self.outcomes]
+        votes = [*self._votes, *(vote for outcome in done for vote in outcome.votes)]
         return Record(self.nodes, judge(self.runs, self.outcomes, self._floors), votes)
 
     # -- state --------------------------------------------------------------------------------------------
@@ -156,6 +165,10 @@ def start(
     if repeats < 1:
         raise InputError("localise: a run is measured at least once")
     return Search(nodes, floors or {}, votes, seed, repeats)
+
+
+def _rounded(figures: Iterable[float]) -> tuple[float, ...]:
+    return tuple(float(f"{figure:.4g}") for figure in figures)
 
 
 def _vote_json(vote: Vote) -> list[Any]:

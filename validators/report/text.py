@@ -28,7 +28,7 @@ def lines(run: Run) -> list[Text]:
     groups = group(run.results)
     bad = [one for one in groups if one.bad]
     out = [_answer(run, bad)]
-    if bad:
+    if bad and run.verdict != "pass":
         first = bad[0].first
         if first.fix:
             out.append(_field("fix", first.fix, indent=""))
