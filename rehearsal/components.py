@@ -269,6 +269,8 @@ def _kwok(state: State) -> list[str]:
         f"--config={state.folder / 'components' / 'kwok.yaml'}",
         "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
         "--enable-crds=Logs",
+        # At INFO it writes a line for every lease it renews.
+        "--v=WARN",
         # Renewed at a quarter of it, well within the grace period: a thousand leases are a load of their own.
         "--node-lease-duration-seconds=400",
         f"--node-ip={HOST}",

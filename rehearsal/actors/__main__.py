@@ -14,7 +14,7 @@ from gpuready.charts_values.errors import GpureadyError, InputError
 from gpuready.charts_values.inventory import STATE_FILE
 from gpuready.charts_values.kube import Api
 
-from ..fleet import load_profile
+from ..profile import load_profile
 from .cache import Cache
 from .informers import KINDS, Informers
 from .stage import Stage

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gpuready.charts_values.kube import Object
 
-from ..fleet import Profile
+from ..profile import Profile
 from .cache import Cache
 from .gpu_operator import driver_version
 from .informers import PATHS

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gpuready.charts_values.kube import Object
 
-from ..fleet import Profile
+from ..profile import Profile
 from .cache import Cache
 from .daemonsets import bring, owner, remove, rolled_out
 from .informers import PATHS

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gpuready.charts_values.kube import Object
 
-from ..fleet import Nic, Profile
+from ..profile import Nic, Profile
 from .cache import Cache
 from .daemonsets import bring, owner, remove, rolled_out
 from .informers import PATHS
@@ -208,6 +208,7 @@ def _daemonset(net: NetworkOperator, policy: Object, component: Component, secti
         "priorityClassName": "system-node-critical",
         "tolerations": tolerations + [one for one in spec.get("tolerations") or () if one not in tolerations],
         "hostNetwork": True,
+        "automountServiceAccountToken": False,
         "containers": [
             {
                 "name": name.removesuffix("-ds").replace(".", "-"),

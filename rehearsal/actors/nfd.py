@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import yaml
 from gpuready.charts_values.kube import Object
 
-from ..fleet import CONTROL_PLANE, Profile
+from ..fleet import CONTROL_PLANE
+from ..profile import Profile
 from .cache import Cache
 from .scene import View, available, containers, image_name, roles
 from .wishes import NodeWish

@@ -171,6 +171,8 @@ def daemonset(operand: Operand, policy: Object, namespace: str, system: str) -> 
                     "priorityClassName": common.get("priorityClassName") or "system-node-critical",
                     "tolerations": common.get("tolerations") or [],
                     "hostPID": True,
+                    # Without its token volume a pod is a third smaller, and there are thousands.
+                    "automountServiceAccountToken": False,
                     "initContainers": [
                         {"name": name, "image": image, "securityContext": {"privileged": True}}
                         for name in _init(operand, spec)

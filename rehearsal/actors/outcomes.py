@@ -19,8 +19,9 @@ from pathlib import Path
 from gpuready.charts_values.errors import InputError
 from gpuready.charts_values.kube import Object
 
-from ..fleet import Gpu, Hardware, Profile
+from ..fleet import Gpu, Hardware
 from ..outputs import nccl, smi
+from ..profile import Profile
 
 RESOURCE = "nvidia.com/gpu"
 _PROBE = files("gpuready.validators.acceptance") / "smi.sh"

@@ -15,7 +15,8 @@ from gpuready.charts_values.errors import InputError
 from gpuready.charts_values.kube import Api
 
 from .. import faults
-from ..fleet import CONDITIONS, Hardware, Profile, hardware
+from ..fleet import CONDITIONS, Hardware, hardware
+from ..profile import Profile
 from . import cilium, dra, gpu_operator, network_operator, nfd
 from .cache import Cache
 from .cilium import Cilium

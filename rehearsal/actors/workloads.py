@@ -14,8 +14,9 @@ from pathlib import Path
 
 from gpuready.charts_values.kube import Api, Object
 
-from ..fleet import Gpu, Profile
+from ..fleet import Gpu
 from ..outputs import nccl
+from ..profile import Profile
 from . import outcomes
 from .cache import Cache
 from .dra import GPUS
