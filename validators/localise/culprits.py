@@ -74,12 +74,16 @@ def _guilty(record: Record, name: str, explained: set[str]) -> Guilt | None:
 def _good_without(record: Record, finding: Finding, name: str, explained: set[str]) -> bool:
     """Whether the partner of ``name`` in a bad run is good with others.
 
-    What others explain, or a leaf may, does not count. Nor does a shortfall less than half as bad: that does not
-    explain this run.
+    What others explain, or a leaf may, does not count. Nor does a run with a node that is never good, or a
+    shortfall less than half as bad: that does not explain this run.
     """
     partner = finding.other(name)
     others = [one for one in record.met[partner] if one.other(partner) != name]
-    bad = [one for one in others if one.bad and one.run.id not in explained and not record.leaf_first(one)]
+    bad = [
+        one
+        for one in others
+        if one.bad and one.run.id not in explained and not record.leaf_first(one) and not record.excused(one, partner)
+    ]
     slight = [one for one in bad if one.short.weight < finding.short.weight / 2]
     good = len(slight) + sum(not one.bad for one in others)
     return good > 0 and len(slight) == len(bad) and not record.fails_alone(partner)

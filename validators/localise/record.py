@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from .judgement import Finding
+from .judgement import CLEAR, Finding
 from .model import Node, Vote
 
 
@@ -50,8 +50,8 @@ class Record:
 
     @cached_property
     def open_leaves(self) -> set[str]:
-        """Leaves that some run has left, or entered, at full rate on every rail."""
-        crossed = [one for one in self.meetings if not one.bad and self.apart(one.run.nodes)]
+        """Leaves that some run has left, or entered, at full rate on every rail, and clearly so."""
+        crossed = [one for one in self.meetings if one.short.amount < CLEAR and self.apart(one.run.nodes)]
         return {leaf for one in crossed for name in one.run.nodes if (leaf := self.leaf(name))}
 
     def way_open(self, finding: Finding) -> bool:
