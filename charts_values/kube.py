@@ -286,6 +286,9 @@ class Api:
         except (ValueError, AttributeError):
             message = body.decode("utf-8", errors="replace")
         text = f"{method} {path}: {_one_line(message) or 'no message'} (HTTP {status})"
+        if status == 500 and "typed patch object" in message:
+            # How the server refuses a field that the kind does not have; asking again does not help.
+            return ApiError(text, 422)
         return UnreachableError(text) if status == 429 or status >= 500 else ApiError(text, status)
 
 
