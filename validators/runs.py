@@ -162,7 +162,7 @@ def _judged(
     if phase == "accept":
         extra["nccl"] = nccl_evidence.to_json(evidence)
     notes = _notes(expected, evidence)
-    interrupted = bool(evidence.about.get("interrupted"))
+    interrupted = bool(evidence.about.get("interrupted")) and not saved
     run = Run(kind, identity, started, seconds, calls, results, args.strict, notes, extra, interrupted)
     return Judged(run, evidence, expected)
 

@@ -42,22 +42,26 @@ def connect(kubeconfig: str | None, context: str | None, until: float) -> Api:
     """
     where = f"kubeconfig {kubeconfig}" if kubeconfig else "the default kubeconfig"
     late = f"{where}: its exec plugin gave no credentials within {round(until - time.monotonic(), 1):g} s"
+    before = _children()
     try:
         [api] = fanout.all_of([partial(Api.connect, kubeconfig, context, timeout=REQUEST_SECONDS)], until, late)
     except (DeadlineError, KeyboardInterrupt):
-        _end_plugins()
+        # Of what this process started meanwhile, all belongs to the plugin.
+        for pid in _children() - before:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         raise
     api.deadline = until
     return api
 
 
-def _end_plugins() -> None:
-    """End the programs that this process has started: while it connects, the exec plugin and no other."""
-    # Linux knows the children of each thread; elsewhere a plugin that hangs is left to its user.
+def _children() -> set[int]:
+    """The processes that this one has started. Linux alone tells; elsewhere a plugin that hangs is left behind."""
+    found: set[int] = set()
     for file in Path("/proc/self/task").glob("*/children"):
-        with suppress(OSError):
-            for pid in file.read_text().split():
-                os.kill(int(pid), signal.SIGTERM)
+        with suppress(OSError):  # the thread ended
+            found |= set(map(int, file.read_text().split()))
+    return found
 
 
 def inventory_file(given: str | None) -> Path:

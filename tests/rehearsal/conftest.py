@@ -11,7 +11,7 @@ from gpuready.charts_values.errors import ToolError
 from gpuready.rehearsal import controlplane, engine, processes, state
 from gpuready.rehearsal.state import State
 
-from . import commands
+from . import commands, trouble
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +51,10 @@ def installed(binaries: engine.Binaries, tmp_path_factory: pytest.TempPathFactor
     assert done.returncode == 0, done.stderr[-4000:]
     yield now
     controlplane.down(folder)
+
+
+@pytest.fixture
+def network(installed: State, tmp_path: Path) -> Iterator[trouble.Proxy]:
+    """The way to the installed cluster, which a test may spoil."""
+    with trouble.proxy(installed, tmp_path) as running:
+        yield running

@@ -48,7 +48,7 @@ class Trouble:
 
 
 class Proxy:
-    """The proxy while it runs; ``seen`` holds every request as ``METHOD /path?query``."""
+    """The proxy while it runs; ``seen`` holds every request as ``METHOD /path?query``, ``answered`` those done with."""
 
     def __init__(self, now: State, folder: Path, *, days: int = 1) -> None:
         self._upstream = urlsplit(now.server)
@@ -59,6 +59,7 @@ class Proxy:
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.tls.load_cert_chain(self.certificate, self.key)
         self.seen: list[str] = []
+        self.answered: list[str] = []
         self.closing = threading.Event()
         self._troubles: list[Trouble] = []
         self._lock = threading.Lock()
@@ -197,6 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._head(answer, len(data))
             self.wfile.write(data)
+            owner.answered.append(f"{self.command} {self.path}")
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
 

@@ -48,15 +48,15 @@ def test_what_hangs_is_left_and_the_rest_kept() -> None:
 
 
 def test_calls_that_nobody_waits_for_are_not_begun() -> None:
-    begun: list[int] = []
-    calls = {str(number): lambda number=number: begun.append(number) for number in range(1000)}
+    begun, gate = threading.Event(), threading.Event()
+    calls = {"ends": lambda: True, "waits": lambda: gate.wait(10), "late": lambda: not begun.set()}
     outcomes = fanout.outcomes(calls, time.monotonic() + FAR, workers=1)
     next(outcomes)
     outcomes.close()
-    workers = [one for one in threading.enumerate() if one.name == "fanout"]
-    for one in workers:
-        one.join(timeout=10)
-    assert begun and not any(one.is_alive() for one in workers)
+    gate.set()
+    for worker in [one for one in threading.enumerate() if one.name == "fanout"]:
+        worker.join(timeout=10)
+    assert not begun.is_set()
 
 
 def test_results_come_in_the_order_of_their_calls() -> None:
