@@ -45,6 +45,13 @@ def add_parser(subparsers: Any) -> None:
     size = argparse.ArgumentParser(add_help=False)
     size.add_argument("--nodes", type=int, metavar="N", help=f"GPU nodes (default {DEFAULT_NODES})")
     size.add_argument("--profile", metavar="P", help=f"hardware profile (default {DEFAULT_PROFILE})")
+    size.add_argument(
+        "--dra", choices=("off", "compute-domains", "gpus"), help="DRA mode of the inventory entry (the profile's)"
+    )
+
+    size.add_argument(
+        "--ssh-nodes", type=int, metavar="N", help="real nodes besides, on machines that SSH reaches (needs root)"
+    )
 
     def add(name: str, function: Any, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         command: argparse.ArgumentParser
@@ -84,13 +91,24 @@ def _up(args: argparse.Namespace) -> int:
     from . import controlplane
 
     began = time.monotonic()
-    now = controlplane.up(_folder(args), nodes=args.nodes, profile=args.profile, leash=args.leash, say=_say)
+    now = controlplane.up(
+        _folder(args),
+        nodes=args.nodes,
+        profile=args.profile,
+        dra=args.dra,
+        ssh_nodes=args.ssh_nodes,
+        leash=args.leash,
+        say=_say,
+    )
     seconds = time.monotonic() - began
     if args.output == "json":
         print(json.dumps({**_as_json(now), "seconds": round(seconds, 2)}, indent=2))
         return 0
     print(f"The rehearsal cluster is up: {len(now.nodes)} nodes of profile {now.profile}, {seconds:.1f} s.")
     print(f"export KUBECONFIG={shlex.quote(str(now.kubeconfig))}")
+    for name, one in _machines(now).items():
+        hosts = f"UserKnownHostsFile={one['known_hosts']}"
+        print(f"{name}: ssh -i {one['ssh_key']} -o {hosts} {one['ssh_user']}@{one['address']}")
     if now.folder != state_folder(Path.cwd()):
         print(f"export GPUREADY_STATE_DIR={shlex.quote(str(now.folder))}")
     return 0
@@ -113,6 +131,8 @@ def _status(args: argparse.Namespace) -> int:
         print(f"The rehearsal cluster is up: {len(now.nodes)} nodes of profile {now.profile}, {now.server}")
         for name, process in now.processes.items():
             print(f"  {name:<24} pid {process.pid:<8} {process.rss_bytes / 2**20:5.0f} MiB")
+        for name, one in _machines(now).items():
+            print(f"  {name:<24} {one['address']:<12} {one['rss_bytes'] / 2**20:5.0f} MiB")
     else:
         print(f"The rehearsal cluster in {folder} is broken: {_complaint(found)}. Mend it with: gpuready rehearse up")
     return 0 if found and found.healthy else 1
@@ -146,14 +166,27 @@ def _faults(args: argparse.Namespace) -> int:
     active = faults.active(_folder(args))
     if args.output == "json":
         table = [
-            {"name": fault.name, "title": fault.title, "finding": fault.finding, "node": active.get(fault.name)}
+            {
+                "name": fault.name,
+                "title": fault.title,
+                "finding": fault.finding,
+                # Empty where it hits the whole cluster, null where it is not injected.
+                "node": active.get(fault.name),
+                "breaks": fault.breaks,
+                "phase": fault.phase,
+                "follows": list(fault.follows),
+                "scope": fault.scope,
+            }
             for fault in faults.catalogue()
         ]
         print(json.dumps(table, indent=2))
         return 0
-    for fault in faults.catalogue():
-        where = f" [injected on {active[fault.name]}]" if fault.name in active else ""
-        print(f"{fault.name:<16} {fault.title}; must be found as {fault.finding}{where}")
+    for subject, rows in faults.SUBJECTS.items():
+        print(f"{subject}, found by")
+        for fault in rows:
+            by = fault.finding if fault.phase == "check" else f"{fault.finding}, in an acceptance"
+            where = f" [injected{_on(active[fault.name])}]" if fault.name in active else ""
+            print(f"  {fault.name:<21} {fault.title:<51} {by}{where}")
     return 0
 
 
@@ -162,7 +195,7 @@ def _inject(args: argparse.Namespace) -> int:
 
     node = faults.inject(_folder(args), args.fault, args.node)
     faults.settle(_folder(args))
-    print(f"Injected {args.fault} on {node}. Take it back with: gpuready rehearse heal {args.fault}")
+    print(f"Injected {args.fault}{_on(node)}. Take it back with: gpuready rehearse heal {args.fault}")
     return 0
 
 
@@ -171,8 +204,12 @@ def _heal(args: argparse.Namespace) -> int:
 
     node = faults.heal(_folder(args), args.fault)
     faults.settle(_folder(args))
-    print(f"Healed {args.fault} on {node}.")
+    print(f"Healed {args.fault}{_on(node)}.")
     return 0
+
+
+def _on(node: str) -> str:
+    return f" on {node}" if node else ""
 
 
 def _as_json(now: State) -> dict[str, Any]:
@@ -182,6 +219,26 @@ def _as_json(now: State) -> dict[str, Any]:
         "state_dir": str(now.folder),
         "nodes": list(now.nodes),
         "pids": {name: process.pid for name, process in now.processes.items()},
+        **({"machines": _machines(now)} if now.machines else {}),
         "profile": now.profile,
         "cluster_uid": now.uid,
+    }
+
+
+def _machines(now: State) -> dict[str, dict[str, Any]]:
+    """The test machines: where SSH reaches each, and what it uses; without processes it is off."""
+    from .machines import nodes
+
+    if now.machines is None:
+        return {}
+    records = now.machines.record()["nodes"]
+    return {
+        one.machine.name: {
+            **records[one.machine.name],
+            "ssh_user": now.machines.ssh_user,
+            "known_hosts": str(now.machines.known_hosts),
+            "processes": one.processes,
+            "rss_bytes": one.rss_bytes,
+        }
+        for one in nodes.power(now.machines)
     }

@@ -22,7 +22,7 @@ from importlib.resources import files
 from gpuready.charts_values.errors import ToolError
 
 from . import fleet
-from .pki import private, write_certificate, write_key
+from .pki import client, private, write_authority, write_certificate, write_key
 from .state import State
 
 HOST = "127.0.0.1"
@@ -107,6 +107,10 @@ def prepare(state: State) -> dict[str, str]:
     write_key(folder / "service-accounts.key")
     # Without it every user of the machine could write to etcd, past the API server.
     write_certificate(folder / "etcd.crt", folder / "etcd.key", "etcd", HOST)
+    # By it the API server knows the kubelets of machines, and they know the API server.
+    write_authority(folder / "ca.crt", folder / "ca.key", "rehearsal")
+    kubelet_client = client(folder / "ca.crt", folder / "ca.key", "kube-apiserver-kubelet-client", "system:masters")
+    private(folder / "kubelet-client.pem", kubelet_client)
     private(
         folder / "kwok.yaml",
         (files(__package__) / "kwok.yaml").read_text().replace("STATE_DIR", str(state.folder)),
@@ -215,6 +219,9 @@ def _apiserver(state: State) -> list[str]:
         f"--secure-port={state.ports['kube-apiserver']}",
         f"--cert-dir={folder / 'pki'}",
         f"--token-auth-file={folder / 'tokens.csv'}",
+        f"--client-ca-file={folder / 'ca.crt'}",
+        f"--kubelet-client-certificate={folder / 'kubelet-client.pem'}",
+        f"--kubelet-client-key={folder / 'kubelet-client.pem'}",
         f"--service-account-key-file={folder / 'service-accounts.key'}",
         f"--service-account-signing-key-file={folder / 'service-accounts.key'}",
         "--service-account-issuer=https://kubernetes.default.svc",

@@ -6,6 +6,7 @@ in the place of the kubelets. `up` starts what is missing, so the same call make
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -19,6 +20,7 @@ from gpuready.charts_values.errors import ApiError, DeadlineError, InputError, T
 from gpuready.charts_values.kube import Api, Object
 
 from . import DEFAULT_NODES, DEFAULT_PROFILE, components, engine, fleet, processes, state
+from .machines import nodes as machines
 from .processes import Process
 from .progress import Say, quiet
 from .state import State
@@ -26,6 +28,8 @@ from .state import State
 # Seconds that one component gets to become ready; far more than it needs, for slow and busy machines.
 _PATIENCE = 60.0
 _WRITERS = 16
+# How every component of the engine says that its port is in use.
+_TAKEN = "address already in use"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,37 +51,46 @@ def up(
     *,
     nodes: int | None = None,
     profile: str | None = None,
+    dra: str | None = None,
+    ssh_nodes: int | None = None,
     leash: int | None = None,
     say: Say = quiet,
 ) -> State:
     """Start a cluster in the state folder, or mend the one that is there.
 
     ``nodes`` (GPU nodes, default 8) and ``profile`` (default h100-ib) must match a running cluster where they
-    are given. With ``leash`` the cluster ends with the process of that pid. ``say`` gets a line for each step.
-    Raises InputError, RefusedError, ToolError, DeadlineError; a failed start leaves nothing behind.
+    are given, as must ``dra``, the DRA mode that the entry promises (default: the profile's). ``ssh_nodes`` test
+    machines join it, where this host can have them. With ``leash`` the cluster ends with the process of that pid.
+    ``say`` gets a line for each step. Raises InputError, RefusedError, ToolError, DeadlineError; a failed start
+    leaves nothing behind.
     """
     _check_platform()
     folder = folder.resolve()
     owner = _owner(leash)
     binaries = engine.find(say)
+    ssh_nodes = machines.prepare(ssh_nodes, say)
     with state.locked(folder, create=True):
         state.check_ours(folder)
         found = _readable(folder, say)
         if found and found.entry is not None and found.data.is_dir():
-            _check_same(found, nodes, profile)
-            return _mend(found, owner, say)
+            _check_same(found, nodes, profile, dra)
+            return machines.join(_mend(machines.settle(found), owner, say), ssh_nodes, say)
         if found:
             lost = "its data is gone" if found.entry is not None else "an earlier start was cut short"
             say(f"{lost}; starting afresh")
         _clear(folder)
         chosen = nodes if nodes is not None else DEFAULT_NODES
         try:
-            return _start(folder, chosen, profile or DEFAULT_PROFILE, binaries, owner, say)
+            now = _start_somewhere(folder, chosen, profile or DEFAULT_PROFILE, dra, binaries, owner, say)
+            return machines.join(now, ssh_nodes, say)
         except BaseException as error:
-            _clear(folder)
-            folder.rmdir()
+            # Why it failed counts, not what the cleanup of a place that cannot be written says.
+            with contextlib.suppress(OSError, ToolError):
+                _clear(folder)
+                folder.rmdir()
             if isinstance(error, OSError):
-                raise ToolError(f"cannot use {error.filename or folder}: {error.strerror}") from error
+                place = error.filename2 or error.filename or folder
+                raise ToolError(f"cannot write {place}: {error.strerror}; give another --state-dir") from error
             raise
 
 
@@ -109,7 +122,35 @@ def status(folder: Path) -> Status | None:
 # -- start and mend -----------------------------------------------------------------------------------------
 
 
-def _start(folder: Path, count: int, profile: str, binaries: engine.Binaries, owner: Process | None, say: Say) -> State:
+def _start_somewhere(
+    folder: Path,
+    count: int,
+    profile: str,
+    dra: str | None,
+    binaries: engine.Binaries,
+    owner: Process | None,
+    say: Say,
+) -> State:
+    """Start; once more on other ports where another program took one between our choice and our use of it."""
+    try:
+        return _start(folder, count, profile, dra, binaries, owner, say)
+    except ToolError as error:
+        if _TAKEN not in str(error):
+            raise
+    say("another program has taken a port meanwhile; starting again on other ports")
+    _clear(folder)
+    return _start(folder, count, profile, dra, binaries, owner, say)
+
+
+def _start(
+    folder: Path,
+    count: int,
+    profile: str,
+    dra: str | None,
+    binaries: engine.Binaries,
+    owner: Process | None,
+    say: Say,
+) -> State:
     hardware = fleet.load_profile(profile)
     ports = components.free_ports()
     node_objects = fleet.nodes(hardware, count, ports["kwok"])
@@ -147,6 +188,8 @@ def _start(folder: Path, count: int, profile: str, binaries: engine.Binaries, ow
     # Without a word from the user the stand-in charts are installed.
     charts = None if os.environ.get("GPUREADY_CHARTS") else str(files(__package__) / "charts")
     entry = fleet.entry(hardware, count, folder, now.kubeconfig, uid, charts)
+    if dra:
+        entry["dra"] = dra
     now = dataclasses.replace(now, uid=uid, entry=entry)
     now.save()
     return now
@@ -223,11 +266,14 @@ def _wait(name: str, now: State, condition: Callable[[], bool], what: str) -> No
     Raises ToolError where it ends meanwhile, DeadlineError where it takes too long; both show its last words.
     """
     deadline = time.monotonic() + _PATIENCE
+    already = set(now.dead()) - {name}
     while not condition():
-        said = f"; its last words: {processes.last_words(now.log(name))}"
-        if not now.processes[name].alive:
-            raise ToolError(f"{name} ended while we waited for it {what}{said}")
+        # The first that ends is to blame: without etcd the API server waits, and then ends as well.
+        for one in (dead for dead in now.dead() if dead not in already):
+            said = f"; its last words: {processes.last_words(now.log(one))}"
+            raise ToolError(f"{one} ended while we waited for {'it' if one == name else name} {what}{said}")
         if time.monotonic() > deadline:
+            said = f"; its last words: {processes.last_words(now.log(name))}"
             raise DeadlineError(f"waited {_PATIENCE:.0f} s for {name} {what}{said}")
         time.sleep(0.05)
 
@@ -259,6 +305,7 @@ def _clear(folder: Path) -> None:
     except InputError:
         found = None
     recorded = dict(found.processes) if found else {}
+    machines.end(folder)
     # Clients first: the API server waits for open watches to end, and etcd has nobody left to serve then.
     last = [recorded.pop(name) for name in ("kube-apiserver", "etcd") if name in recorded]
     own = {os.getpid(), *(process.pid for process in last)}
@@ -266,6 +313,8 @@ def _clear(folder: Path) -> None:
     processes.stop_all([process for pid, process in clients.items() if pid not in own])
     for process in last:
         processes.stop_all([process], grace=2.0)
+    # Their holder may have been about to start.
+    machines.end(folder)
     state.empty(folder)
 
 
@@ -274,7 +323,13 @@ def _check_platform() -> None:
         raise InputError(f"the rehearsal cluster needs Linux, not {sys.platform}; a virtual machine or WSL 2 will do")
 
 
-def _check_same(found: State, nodes: int | None, profile: str | None) -> None:
+def _check_same(found: State, nodes: int | None, profile: str | None, dra: str | None) -> None:
+    promised = (found.entry or {}).get("dra", "off")
+    if dra and dra != promised:
+        raise InputError(
+            f"the cluster in {found.folder} is up with DRA mode {promised}, not {dra}; "
+            "end it first with: gpuready rehearse down"
+        )
     asked = (nodes if nodes is not None else len(found.nodes), profile or found.profile)
     if asked != (len(found.nodes), found.profile):
         raise InputError(

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gpuready.charts_values.errors import InputError
 from gpuready.charts_values.kube import Object
@@ -28,6 +28,8 @@ __all__ = [
     "Gpu",
     "Hardware",
     "Profile",
+    "Trouble",
+    "clique",
     "entry",
     "gpu_nodes",
     "hardware",
@@ -69,12 +71,26 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """What keeps a DaemonSet's pod from being ready on one node, and what its container or the kubelet says.
+
+    ``crash``: its container ends whenever it is started; ``pull``: its image does not come; ``init``: its
+    first init container never ends.
+    """
+
+    kind: Literal["crash", "pull", "init"]
+    message: str = ""
+
+
+@dataclass(frozen=True)
 class Hardware:
     """The truth of one node.
 
-    ``rdma`` says whether NCCL can use the rails, ``gdr`` whether they reach GPU memory directly,
-    ``host_driver`` is the version of a driver installed on the host, and ``slow`` maps a rail to the share
-    of its line rate that it still gives.
+    ``product`` is the name of its GPUs. ``rdma`` says whether NCCL can use the rails, ``gdr`` whether they
+    reach GPU memory directly, ``host_driver`` is the version of a driver installed on the host, ``slow`` maps a
+    rail to the share of its line rate that it still gives, and ``silent`` names rails whose port is down.
+    ``kubelet`` is why the kubelet is not ready (empty where it is), ``broken`` the trouble of pods by their
+    role, and ``mofed_wait`` says that the Network Operator never sees OFED ready here.
     """
 
     node: str
@@ -84,6 +100,15 @@ class Hardware:
     gdr: bool = False
     host_driver: str | None = None
     slow: Mapping[str, float] = field(default_factory=dict)
+    product: str = ""
+    silent: frozenset[str] = frozenset()
+    kubelet: str = ""
+    broken: Mapping[str, Trouble] = field(default_factory=dict)
+    mofed_wait: bool = False
+
+    def with_trouble(self, trouble: Mapping[str, Trouble]) -> Hardware:
+        """The same node with more pods in trouble, by their role."""
+        return replace(self, broken={**self.broken, **trouble})
 
 
 def gpu_nodes(count: int) -> list[str]:
@@ -117,7 +142,16 @@ def hardware(profile: Profile, node: str) -> Hardware:
         rdma=profile.nics is not None,
         gdr=profile.nics is not None and profile.nics.gdr,
         host_driver=profile.driver.version if profile.driver.owner == "host" else None,
+        product=profile.gpus.name,
     )
+
+
+def clique(profile: Profile, node: str) -> str:
+    """The NVLink domain of a GPU node as feature discovery labels it, ``<cluster uuid>.<clique id>``; or nothing."""
+    if not profile.nvlink_domain or node == CONTROL_PLANE:
+        return ""
+    domain = int(node.rpartition("-")[2]) // profile.nvlink_domain
+    return f"{uuid.uuid5(_NAMESPACE, f'{profile.name}/nvlink/{domain}')}.0"
 
 
 def nodes(profile: Profile, count: int, kubelet_port: int) -> list[Object]:
@@ -153,6 +187,11 @@ def entry(
     }
     if profile.nics:
         group |= {"nics": len(profile.nics.devices), "nic_gbits_s": profile.nics.gbits_s}
+    if profile.nics and profile.rdma == "roce":
+        # In the order of rail_cidrs.
+        group["networks"] = {
+            f"rail-{index}": {"interface": nic.interface} for index, nic in enumerate(profile.nics.devices)
+        }
     return {
         "rehearsal": True,
         "state_dir": str(state_dir),
@@ -179,7 +218,7 @@ def _node(profile: Profile, name: str, address: str, pod_cidr: str, kubelet_port
     labels = {
         "kubernetes.io/hostname": name,
         "kubernetes.io/os": "linux",
-        "kubernetes.io/arch": "amd64",
+        "kubernetes.io/arch": machine.arch,
         "node.kubernetes.io/instance-type": "control-plane" if control_plane else profile.instance_type,
     }
     taints = [dict(taint) for taint in profile.taints]
@@ -222,7 +261,7 @@ def _node(profile: Profile, name: str, address: str, pod_cidr: str, kubelet_port
                 for kind, (status, reason, message) in CONDITIONS.items()
             ],
             "nodeInfo": {
-                "architecture": "amd64",
+                "architecture": machine.arch,
                 "operatingSystem": "linux",
                 "osImage": profile.os.image,
                 "kernelVersion": profile.os.kernel,

@@ -31,6 +31,7 @@ def make(file: Path) -> None:
             controlplane.up(state, nodes=8, profile="h100-ib", leash=os.getpid())
             rehearse.install(Path.cwd())
             faults.inject(state, FAULT)
+            faults.settle(state)
             cli.main(["accept", "-o", "json", "--output-file", str(report)])
             if not report.is_file():
                 raise ToolError("the acceptance left no report; why stands above")

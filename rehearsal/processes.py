@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -128,7 +129,10 @@ def last_words(log: Path) -> str:
     lines = [_readable(line) for line in text.splitlines() if line.strip()]
     errors = [words for severe, words in lines if severe]
     chosen = errors[-2:] or [words for _, words in lines[-1:]]
-    return " | ".join(dict.fromkeys(chosen)) or "none"
+    words = " | ".join(dict.fromkeys(chosen))
+    if not words and shutil.disk_usage(log.parent).free < _TAIL_BYTES:
+        return "none, as there is no space left on device for its log"
+    return words or "none"
 
 
 def _readable(line: str) -> tuple[bool, str]:

@@ -22,15 +22,16 @@ _FOLDER = Path(__file__).parent / "profiles"
 
 @dataclass(frozen=True)
 class Machine:
-    """The host without its GPUs."""
+    """The host without its GPUs. Family and model are left out where NFD does not label them."""
 
     cpus: int
     memory_gib: int
     ephemeral_gib: int
     pods: int
     cpu_vendor: str
-    cpu_family: int
-    cpu_model: int
+    cpu_family: int | None = None
+    cpu_model: int | None = None
+    arch: Literal["amd64", "arm64"] = "amd64"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Profile:
-    """One kind of GPU node and what its owner promises of it. ``name`` is the name of its file."""
+    """One kind of GPU node and what its owner promises of it. ``name`` is the name of its file.
+
+    ``nvlink_domain`` is how many nodes share one NVLink domain; 0 where NVLink ends inside the node.
+    """
 
     name: str
     title: str
@@ -140,6 +144,7 @@ class Profile:
     taints: tuple[Mapping[str, str], ...]
     network: Network
     nics: NicModel | None = None
+    nvlink_domain: int = 0
 
 
 def profiles() -> list[str]:
@@ -175,6 +180,8 @@ def read_profile(file: Path) -> Profile:
                 raise InputError(f"{where}: network.{key}: {error}") from error
     if (profile.nics is None) != (profile.rdma == "none"):
         raise InputError(f"{where}: `nics` describes RDMA rails: give it exactly when `rdma` is not none")
+    if profile.nics and profile.rdma == "roce" and len(profile.network.rails) != len(profile.nics.devices):
+        raise InputError(f"{where}: network.rails has one network for each rail where `rdma` is roce")
     return profile
 
 

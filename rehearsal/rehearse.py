@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
 
     def up() -> int:
-        now = controlplane.up(folder, nodes=args.nodes, profile=args.profile, leash=None, say=_detail)
+        now = controlplane.up(
+            folder, nodes=args.nodes, profile=args.profile, dra=args.dra, ssh_nodes=args.ssh_nodes, say=_detail
+        )
         _detail(f"{len(now.nodes)} nodes of profile {now.profile} at {now.server}")
         return 0
 

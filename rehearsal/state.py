@@ -22,12 +22,14 @@ from typing import Any
 from gpuready.charts_values.errors import DeadlineError, InputError, RefusedError, ToolError
 from gpuready.charts_values.inventory import STATE_FILE, STATE_SCHEMA
 
+from .machines.plan import Plan
 from .processes import Process
 
 _HALF_WRITTEN = STATE_FILE + ".new"
 _MEMORY = Path("/dev/shm")
 # Containers often get 64 MiB of it, which is less than etcd's first log file.
 _ROOM = 1 << 30
+_LEAST = 96 << 20
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class State:
 
     ``entry`` is the cluster's inventory entry, None until `up` has finished; ``ports`` are those of the
     components, on 127.0.0.1; ``data`` is where etcd keeps its data; ``leash`` is the process that ends the
-    cluster together with its owner.
+    cluster together with its owner; ``machines`` are the test machines, where there are any.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class State:
     entry: Mapping[str, Any] | None = None
     processes: Mapping[str, Process] = field(default_factory=dict)
     leash: Process | None = None
+    machines: Plan | None = None
 
     @property
     def server(self) -> str:
@@ -98,6 +101,8 @@ class State:
             },
             "leash": dataclasses.asdict(self.leash) if self.leash else None,
         }
+        if self.machines:
+            value["machines"] = self.machines.record()
         if self.entry is not None:
             value["entry"] = dict(self.entry)
         new = self.folder / _HALF_WRITTEN
@@ -124,9 +129,12 @@ def load(folder: Path) -> State | None:
             entry=value.get("entry"),
             processes={name: Process(one["pid"], one["started"]) for name, one in value["processes"].items()},
             leash=Process(**value["leash"]) if value["leash"] else None,
+            machines=Plan.of(folder, value["machines"]) if "machines" in value else None,
         )
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}; it is another user's, give --state-dir") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is damaged ({error}); mend it with: gpuready rehearse up") from error
 
@@ -149,9 +157,19 @@ def memory_folder(folder: Path) -> Path:
 
 
 def choose_data_folder(folder: Path, room: int = _ROOM) -> Path:
-    """Where etcd's data go: into memory where there are ``room`` bytes, else into the state folder."""
-    roomy = os.access(_MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(_MEMORY).free >= room
-    return memory_folder(folder) if roomy else folder / "data"
+    """Where etcd's data go: into memory where there are ``room`` bytes, else into the state folder.
+
+    Raises ToolError where there is no room there either.
+    """
+    if os.access(_MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(_MEMORY).free >= room:
+        return memory_folder(folder)
+    free = shutil.disk_usage(folder).free
+    if free < _LEAST:
+        raise ToolError(
+            f"no room for a cluster's data: {free >> 20} MiB are free in {folder} and {_LEAST >> 20} MiB are needed; "
+            "give another --state-dir"
+        )
+    return folder / "data"
 
 
 def make_data_folder(data: Path) -> None:
@@ -197,8 +215,14 @@ def locked(folder: Path, *, create: bool, seconds: float = 180.0) -> Iterator[bo
 
 
 def check_ours(folder: Path) -> None:
-    """Raises RefusedError where the folder holds files, and none that says that they are ours."""
-    names = {entry.name for entry in folder.iterdir()} - {_HALF_WRITTEN}
+    """Raises RefusedError where the folder holds files, and none that says that they are ours.
+
+    InputError where it cannot be read.
+    """
+    try:
+        names = {entry.name for entry in folder.iterdir()} - {_HALF_WRITTEN}
+    except OSError as error:
+        raise InputError(f"cannot use {folder} as state folder: {error.strerror}") from error
     if names and STATE_FILE not in names:
         raise RefusedError(f"{folder} holds files, but no rehearsal cluster; give another folder with --state-dir")
 
@@ -219,6 +243,8 @@ def empty(folder: Path) -> None:
 
 
 def _remove(entry: Path) -> None:
+    if not os.path.lexists(entry):
+        return  # a read-only place refuses even this
     if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry)
     else:

@@ -58,9 +58,10 @@ def read(cache: Cache) -> Cilium | None:
     config = cache.object("configmaps", "cilium-config", agents[0]["metadata"]["namespace"])
     if config is None:
         return None
-    ranked = sorted(cache.nodes.values(), key=lambda node: (node.created, node.name))
+    # By name: a node that was deleted and joins again keeps its place, and with it its pod CIDR.
+    ranked = sorted(cache.nodes)
     registered = bool((cache.object("crds", _CRD) or {}).get("established"))
-    return Cilium(registered, dict(config.get("data") or {}), {node.name: rank for rank, node in enumerate(ranked)})
+    return Cilium(registered, dict(config.get("data") or {}), {name: rank for rank, name in enumerate(ranked)})
 
 
 def cluster(cilium: Cilium | None, cache: Cache, writer: Writer) -> None:

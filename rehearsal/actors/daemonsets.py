@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 from gpuready.charts_values.kube import Object
 
+from .cache import Cache
 from .writes import Writer
 
 # The annotation by which the GPU Operator, too, tells whether it has to write.
@@ -53,6 +55,21 @@ def rolled_out(daemonset: Object, *, empty_is_fine: bool) -> bool:
     if desired == 0:
         return empty_is_fine
     return bool(status.get("numberAvailable") == desired and status.get("updatedNumberScheduled") == desired)
+
+
+def upgrade(
+    policy: Mapping[str, object], known: Object, wanted: Object, skip: str, cache: Cache, writer: Writer
+) -> None:
+    """With autoUpgrade an operator replaces pods of an older image, a few nodes at a time; not where ``skip`` is."""
+    if not policy.get("autoUpgrade"):
+        return
+    pods = list(cache.owned.get(known["metadata"]["uid"], {}).values())
+    image = wanted["spec"]["template"]["spec"]["containers"][0]["image"]
+    room = max(1, int(str(policy.get("maxParallelUpgrades") or 1))) - sum(1 for pod in pods if not pod.ready)
+    kept = {name for name, node in cache.nodes.items() if node.labels.get(skip) == "true"}
+    old = [pod for pod in pods if pod.ready and pod.containers[0][1] != image and pod.node not in kept]
+    for pod in sorted(old, key=lambda one: one.node)[: max(0, room)]:
+        writer.delete("pods", pod.path, node=pod.node)
 
 
 def _path(daemonset: Object) -> str:

@@ -61,7 +61,8 @@ def progress(dra: Dra | None, role: str, view: View) -> Wish | None:
 def node(dra: Dra | None, view: View, profile: Profile, cache: Cache, writer: Writer) -> None:
     """The slices of a node: published while the plugin serves them, withdrawn when it no longer does."""
     served = dra.drivers if dra is not None and view.ready(ROLE) else ()
-    gone = ROLE not in view.pods
+    # After a while the kubelet withdraws what a plugin that does not run had published.
+    gone = ROLE not in view.pods or (ROLE in view.hardware.broken and not view.ready(ROLE))
     version = driver_version(view)
     for driver in (DOMAINS, GPUS):
         name = f"{view.node.name}-{driver}"
@@ -117,7 +118,7 @@ def _gpus(view: View, profile: Profile, version: str) -> list[Object]:
             "attributes": {
                 "type": {"string": "gpu"},
                 "uuid": {"string": gpu.uuid},
-                "productName": {"string": model.name},
+                "productName": {"string": view.hardware.product or model.name},
                 "brand": {"string": model.brand},
                 "architecture": {"string": model.architecture},
                 "cudaComputeCapability": {"version": f"{model.compute}.0"},

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from gpuready.charts_values.kube import Object
 
+from ..fleet import clique
 from ..profile import Profile
 from .cache import Cache
-from .daemonsets import bring, owner, remove, rolled_out
+from .daemonsets import bring, owner, remove, rolled_out, upgrade
 from .informers import PATHS
 from .nfd import PREFIX
 from .operands import (
@@ -35,6 +36,8 @@ from .writes import Writer
 
 PRESENT = "nvidia.com/gpu.present"
 RESOURCE = "nvidia.com/gpu"
+# Nodes with this label keep their driver.
+SKIP = "nvidia.com/gpu-driver-upgrade.skip"
 MIG_MANAGER = f"{DEPLOY}mig-manager"
 NICS = f"{PREFIX}pci-15b3.present"
 _GPU_LABELS = tuple(f"{PREFIX}pci-{kind}10de.present" for kind in ("", "0302_", "0300_"))
@@ -57,6 +60,7 @@ _GFD_LABELS = (
             "mode",
             "replicas",
             "sharing-strategy",
+            "clique",
         )
     ),
 )
@@ -206,15 +210,7 @@ def _operands(
 
 def _upgrade_drivers(gpu: GpuOperator, known: Object, wanted: Object, cache: Cache, writer: Writer) -> None:
     """With autoUpgrade the operator replaces driver pods of an older template, a few nodes at a time."""
-    policy = gpu.spec.get("driver", {}).get("upgradePolicy") or {}
-    if not policy.get("autoUpgrade"):
-        return
-    pods = list(cache.owned.get(known["metadata"]["uid"], {}).values())
-    image = wanted["spec"]["template"]["spec"]["containers"][0]["image"]
-    room = max(1, int(policy.get("maxParallelUpgrades") or 1)) - sum(1 for pod in pods if not pod.ready)
-    old = sorted((pod for pod in pods if pod.ready and pod.containers[0][1] != image), key=lambda pod: pod.node)
-    for pod in old[: max(0, room)]:
-        writer.delete("pods", pod.path, node=pod.node)
+    upgrade(gpu.spec.get("driver", {}).get("upgradePolicy") or {}, known, wanted, SKIP, cache, writer)
 
 
 def _passed(gpu: GpuOperator, init: str, operand: Operand, view: View) -> bool:
@@ -267,7 +263,7 @@ def _feature_labels(gpu: GpuOperator, view: View, wish: NodeWish, profile: Profi
     cuda = [*profile.driver.cuda.split("."), "0"]
     strategy = (gpu.spec.get("mig") or {}).get("strategy") or "single"
     wish.labels |= {
-        "nvidia.com/gpu.product": model.label,
+        "nvidia.com/gpu.product": _product_label(view, profile),
         "nvidia.com/gpu.count": str(len(view.hardware.gpus)),
         "nvidia.com/gpu.memory": str(model.memory_mib),
         "nvidia.com/gpu.family": model.architecture.lower().replace(" ", "-"),
@@ -294,6 +290,14 @@ def _feature_labels(gpu: GpuOperator, view: View, wish: NodeWish, profile: Profi
         "nvidia.com/mps.capable": "false",
         "nvidia.com/vgpu.present": "false",
     }
+    if domain := clique(profile, view.node.name):
+        wish.labels["nvidia.com/gpu.clique"] = domain
+
+
+def _product_label(view: View, profile: Profile) -> str:
+    """As feature discovery writes what nvidia-smi calls the GPUs."""
+    product = view.hardware.product
+    return profile.gpus.label if product in ("", profile.gpus.name) else product.replace(" ", "-")
 
 
 def _runtime_classes(gpu: GpuOperator, policy: Object, cache: Cache, writer: Writer) -> None:

@@ -83,6 +83,13 @@ KINDS = (
     Kind("runtimeclasses", "/apis/node.k8s.io/v1/runtimeclasses", _bare()),
     Kind("resourceslices", "/apis/resource.k8s.io/v1/resourceslices", _bare("spec")),
     Kind("resourceclaims", "/apis/resource.k8s.io/v1/resourceclaims", _bare("status")),
+    Kind("resourceclaimtemplates", "/apis/resource.k8s.io/v1/resourceclaimtemplates", _bare()),
+    Kind(
+        "computedomains",
+        "/apis/resource.nvidia.com/v1beta1/computedomains",
+        _whole,
+        "computedomains.resource.nvidia.com",
+    ),
     Kind("logs", "/apis/kwok.x-k8s.io/v1alpha1/logs", _bare(), "logs.kwok.x-k8s.io"),
     Kind("ciliumnodes", "/apis/cilium.io/v2/ciliumnodes", _bare("spec"), "ciliumnodes.cilium.io"),
     Kind(
@@ -98,6 +105,14 @@ KINDS = (
         _whole,
         "nicclusterpolicies.mellanox.com",
     ),
+    Kind("macvlannetworks", "/apis/mellanox.com/v1alpha1/macvlannetworks", _whole, "macvlannetworks.mellanox.com"),
+    Kind(
+        "attachments",
+        "/apis/k8s.cni.cncf.io/v1/network-attachment-definitions",
+        _bare("spec"),
+        "network-attachment-definitions.k8s.cni.cncf.io",
+    ),
+    Kind("ippools", "/apis/nv-ipam.nvidia.com/v1alpha1/ippools", _bare("spec", "status"), "ippools.nv-ipam.nvidia.com"),
 )
 PATHS = {kind.name: kind.path for kind in KINDS}
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gpuready.charts_values.kube import Object
 
 from ..profile import Nic, Profile
 from .cache import Cache
-from .daemonsets import bring, owner, remove, rolled_out
+from .daemonsets import bring, owner, remove, rolled_out, upgrade
 from .informers import PATHS
 from .nfd import PREFIX
 from .pods import ALL_READY, Wish, crashing
@@ -27,6 +27,8 @@ from .writes import Writer
 NAME = "nic-cluster-policy"
 NICS = f"{PREFIX}pci-15b3.present"
 WAIT = "network.nvidia.com/operator.mofed.wait"
+# Nodes with this label keep their OFED.
+SKIP = "nvidia.com/ofed-driver-upgrade.skip"
 _MANAGER = "network-operator"
 _ALL = "kubernetes.io/os"
 _ON_NICS = ((NICS, "true"),)
@@ -143,7 +145,8 @@ def node(net: NetworkOperator, view: View, wish: NodeWish, profile: Profile) -> 
     if net.policy is None or net.running:
         wish.claim_labels(WAIT)
         if net.policy is not None and wish.label(view.node, NICS) == "true":
-            waits = net.section("ofedDriver") is not None and not view.ready(_OFED)
+            ofed = net.section("ofedDriver") is not None and not view.ready(_OFED)
+            waits = ofed or view.hardware.mofed_wait
             wish.labels[WAIT] = str(waits).lower()
     wish.claim_resources("rdma/")
     if view.ready(_RDMA):
@@ -155,6 +158,19 @@ def node(net: NetworkOperator, view: View, wish: NodeWish, profile: Profile) -> 
         for pool in net.pools("sriovDevicePlugin", "resourceList") or ():
             count = len(_selected(pool.get("selectors") or {}, view, profile))
             wish.resources[f"{pool.get('resourcePrefix') or 'nvidia.com'}/{pool.get('resourceName')}"] = count
+
+
+def offered(net: NetworkOperator, view: View, profile: Profile, asked: Callable[[str], bool]) -> tuple[Nic, ...]:
+    """The rails behind those resources of the device plugins that are asked for by name, in order."""
+    found: set[str] = set()
+    for component, key, prefix in (
+        ("rdmaSharedDevicePlugin", "configList", "rdma"),
+        ("sriovDevicePlugin", "resourceList", "nvidia.com"),
+    ):
+        for pool in net.pools(component, key) or ():
+            if asked(f"{pool.get('resourcePrefix') or prefix}/{pool.get('resourceName')}"):
+                found |= {nic.name for nic in _selected(pool.get("selectors") or {}, view, profile)}
+    return tuple(nic for nic in view.hardware.nics if nic.name in found)
 
 
 def progress(net: NetworkOperator, role: str) -> Wish | None:
@@ -189,6 +205,8 @@ def _component(
         remove(known, writer)
     current = bring(known, wanted, writer, _MANAGER)
     ready = current and known is not None and rolled_out(known, empty_is_fine=False)
+    if component.key == "ofedDriver" and current and known is not None and not ready:
+        upgrade(section.get("upgradePolicy") or {}, known, wanted, SKIP, cache, writer)
     return {"name": component.state, "state": "ready" if ready else "notReady"}
 
 

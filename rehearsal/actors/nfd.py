@@ -85,10 +85,10 @@ def _labels(nfd: Nfd, view: View, profile: Profile) -> dict[str, str]:
         "system-os_release.VERSION_ID.major": release[0],
         "system-os_release.VERSION_ID.minor": release[-1],
         "cpu-model.vendor_id": machine.cpu_vendor,
-        "cpu-model.family": str(machine.cpu_family),
-        "cpu-model.id": str(machine.cpu_model),
-        "cpu-hardware_multithreading": "true",
+        "cpu-hardware_multithreading": str(machine.arch == "amd64").lower(),
     }
+    if machine.cpu_family is not None and machine.cpu_model is not None:
+        found |= {"cpu-model.family": str(machine.cpu_family), "cpu-model.id": str(machine.cpu_model)}
     if any(gpu.numa for gpu in view.hardware.gpus):
         found["memory-numa"] = "true"
     devices = _devices(view, profile)

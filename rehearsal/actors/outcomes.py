@@ -44,11 +44,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Smi:
-    """What nvidia-smi sees inside a pod: the GPUs that it was given, and the node's driver."""
+    """What nvidia-smi sees inside a pod: the GPUs that it was given, the node's driver and NVLink domain, and the
+    GPUs' name where it is not the profile's.
+    """
 
     gpus: tuple[Gpu, ...]
     driver: str
     profile: Profile
+    product: str = ""
+    clique: str = ""
 
     def answer(self, arguments: Sequence[str]) -> Outcome:
         """What nvidia-smi prints when it is called so."""
@@ -72,8 +76,9 @@ class Smi:
 
     def _visible(self) -> list[smi.Gpu]:
         model = self.profile.gpus
+        name = self.product or model.name
         return [
-            smi.Gpu(index, gpu.uuid, model.name, gpu.bus_id, model.memory_mib, gpu.serial)
+            smi.Gpu(index, gpu.uuid, name, gpu.bus_id, model.memory_mib, gpu.serial, self.clique)
             for index, gpu in enumerate(self.gpus)
         ]
 

@@ -12,7 +12,8 @@ from ipaddress import IPv4Network
 
 from gpuready.charts_values.kube import Object
 
-from .records import READY, Node, Pod
+from ..fleet import Trouble
+from .records import PULL, READY, Node, Pod
 
 _POD_CIDR_PART = 250
 
@@ -47,6 +48,15 @@ def crashing(message: str) -> Wish:
     return Wish("crash", "CrashLoopBackOff", message)
 
 
+def held_up(trouble: Trouble) -> Wish:
+    """How far a pod gets in this trouble."""
+    if trouble.kind == "init":
+        return waiting(0)
+    if trouble.kind == "pull":
+        return Wish(PULL, "ImagePullBackOff", trouble.message)
+    return crashing(trouble.message)
+
+
 def now() -> str:
     """The time as the API writes it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -60,6 +70,8 @@ def status(pod: Pod, node: Node, wish: Wish) -> Object:
         return _running(pod, node, ready=False)
     if wish.progress == "crash":
         return _crash(pod, node, wish)
+    if wish.progress == PULL:
+        return _no_image(pod, node, wish)
     return _init(pod, node, int(wish.progress.removeprefix("init:")))
 
 
@@ -156,6 +168,21 @@ def _crash(pod: Pod, node: Node, wish: Wish) -> Object:
         for one in pod.containers
     ]
     return body
+
+
+def _no_image(pod: Pod, node: Node, wish: Wish) -> Object:
+    """Pending, with every init container done: they have another image."""
+    body = _running(pod, node, ready=False)
+    body["phase"] = "Pending"
+    body["containerStatuses"] = [
+        _container(one, {"waiting": {"reason": wish.reason, "message": _back_off(one[1], wish)}}, ready=False)
+        for one in pod.containers
+    ]
+    return body
+
+
+def _back_off(image: str, wish: Wish) -> str:
+    return f'Back-off pulling image "{image}": ErrImagePull: {wish.message}'
 
 
 def _completed(at: str) -> Object:

@@ -20,14 +20,14 @@ Container = tuple[str, str]
 
 @dataclass(slots=True)
 class Node:
-    """A node. ``conditions`` maps a type to (status, reason); ``resources`` holds capacity of devices only."""
+    """A node. ``conditions`` maps a type to (status, reason); ``capacity`` and ``allocatable`` hold devices only."""
 
     name: str
     uid: str
     version: int
     created: str
     labels: dict[str, str]
-    taints: frozenset[str]
+    taints: tuple[Object, ...]
     conditions: dict[str, tuple[str, str]]
     capacity: dict[str, str]
     allocatable: dict[str, str]
@@ -45,7 +45,7 @@ class Node:
             version=int(meta["resourceVersion"]),
             created=meta.get("creationTimestamp", ""),
             labels={intern(key): intern(value) for key, value in (meta.get("labels") or {}).items()},
-            taints=frozenset(one["key"] for one in spec.get("taints") or ()),
+            taints=tuple(spec.get("taints") or ()),
             conditions={
                 intern(one["type"]): (one["status"], intern(one.get("reason", "")))
                 for one in status.get("conditions", ())
@@ -123,21 +123,25 @@ class Pod:
 READY = "ready"
 MARKED = "marked"
 FRESH = "fresh"
+PULL = "pull"
 
 
 def progress_of(status: Object) -> str:
     """A status in one word.
 
     "fresh" (nothing started), "init:N" (N init containers done), "crash" (a container waits to be started
-    again), "running" (not ready), "ready", "marked" (ready, but the controller-manager has marked it
-    otherwise, as it does when a node does not answer), "Succeeded", "Failed".
+    again), "pull" (it waits for its image), "running" (not ready), "ready", "marked" (ready, but the
+    controller-manager has marked it otherwise, as it does when a node does not answer), "Succeeded", "Failed".
     """
     phase = status.get("phase", "")
     if phase in ("Succeeded", "Failed"):
         return str(phase)
     for one in status.get("containerStatuses") or ():
-        if one.get("state", {}).get("waiting", {}).get("reason") == "CrashLoopBackOff":
+        reason = one.get("state", {}).get("waiting", {}).get("reason")
+        if reason == "CrashLoopBackOff":
             return "crash"
+        if reason == "ImagePullBackOff":
+            return PULL
     if phase == "Running":
         if not all(one.get("ready") for one in status.get("containerStatuses") or ()):
             return "running"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,26 +17,33 @@ from gpuready.charts_values.kube import Api
 
 from .. import faults
 from ..fleet import CONDITIONS, Hardware, hardware
+from ..machines.plan import MARK as MACHINE
 from ..profile import Profile
-from . import cilium, dra, gpu_operator, network_operator, nfd
+from . import cilium, compute_domains, dra, gpu_operator, network_operator, nfd, secondary_networks
 from .cache import Cache
 from .cilium import Cilium
 from .dra import Dra
 from .gpu_operator import GpuOperator
 from .network_operator import NetworkOperator
 from .nfd import Nfd
-from .pods import Wish, now, status
-from .records import FRESH, MARKED, Pod
+from .operands import BY_ROLE
+from .pods import Wish, held_up, now, status
+from .records import FRESH, MARKED, READY, Pod
+from .rest import Rest
 from .scene import View, roles
 from .wishes import NodeWish
-from .workloads import Workloads
+from .workloads import Operators, Workloads
 from .writes import Writer
 
 log = logging.getLogger(__name__)
 
-# Seconds: events of that long are looked at together; and how often the faults' file is looked at.
+# Nodes with this label set to off are machines without power: nothing happens on them.
+POWER = "rehearsal.gpuready.io/power"
+# Seconds: events of that long are looked at together; how often the faults' file is looked at; and after how
+# long everything is looked at although nothing happened.
 _GATHER = 0.05
-_FAULTS = 0.5
+_FAULTS = 0.1
+_LOOK = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,17 +71,15 @@ class Stage:
         self._scene: Scene | None = None
         self._faults: dict[str, str] = {}
         self._faults_seen: tuple[int, int] | None = None
-        self._acknowledged: dict[str, str] | None = None
+        self._rest = Rest(state_dir, cache, self.writer)
         self._truths: dict[str, Hardware] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Until ``stop`` is set."""
         while not stop.is_set():
-            if self._cache.wake.wait(_FAULTS):
-                stop.wait(_GATHER)
-                self._cache.wake.clear()
-            if self.look() == 0 and self.writer.busy == 0:
-                self._acknowledge()
+            woken = self._wait(stop)
+            wrote = self.look()
+            self._rest.note(self._faults, stirred=woken or wrote > 0)
 
     def close(self) -> None:
         """End the threads."""
@@ -91,6 +97,8 @@ class Stage:
                 self._scene = scene
             gpu_operator.cluster(scene.gpu, self._cache, self.writer)
             network_operator.cluster(scene.net, self._cache, self.writer)
+            secondary_networks.cluster(scene.net, self._cache, self.writer)
+            compute_domains.cluster(scene.dra, self._cache, self.writer)
             cilium.cluster(scene.cilium, self._cache, self.writer)
             dirty = self._cache.take_dirty() | self._workloads.again
             self._workloads.again.clear()
@@ -102,6 +110,19 @@ class Stage:
         return self.writer.count - before
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    def _wait(self, stop: threading.Event) -> bool:
+        """Until something changed, or it is time to look anyway; returns whether something changed."""
+        deadline = time.monotonic() + _LOOK
+        while not stop.is_set() and time.monotonic() < deadline:
+            if self._cache.wake.wait(_FAULTS):
+                stop.wait(_GATHER)
+                self._cache.wake.clear()
+                return True
+            if self._stamp() != self._faults_seen:
+                return True
+            self._rest.note(self._faults, stirred=False)
+        return False
 
     def _read(self) -> Scene:
         return Scene(
@@ -116,7 +137,7 @@ class Stage:
 
     def _view(self, name: str) -> View | None:
         node = self._cache.nodes.get(name)
-        if node is None or self._scene is None:
+        if node is None or self._scene is None or node.labels.get(POWER) == "off":
             return None
         pods: dict[str, Pod] = {}
         for pod in self._cache.on_node[name].values():
@@ -135,6 +156,9 @@ class Stage:
         name, before = view.node.name, self.writer.asked
         wish = NodeWish()
         cilium.node(scene.cilium, view, wish, self._cache, self.writer)
+        if MACHINE in view.node.labels:
+            # Its kubelet is real, and speaks for the node and its pods.
+            return
         nfd.node(scene.nfd, view, wish, self._profile)
         gpu_operator.node(scene.gpu, view, wish, self._profile)
         network_operator.node(scene.net, view, wish, self._profile)
@@ -155,38 +179,46 @@ class Stage:
                     self._drive(pod, goal, view)
         for pod in self._cache.on_node[name].values():
             if pod.body is not None:
-                self._workloads.pod(pod, view, scene.gpu, self._view)
+                self._workloads.pod(pod, view, Operators(scene.gpu, scene.net), self._view)
             elif _forgotten(pod, view):
                 body = {"status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now()}]}}
                 self.writer.patch("pods", f"{pod.path}/status", body, node=name)
 
     def _wish(self, scene: Scene, role: str, pod: Pod, view: View) -> Wish | None:
-        """What a DaemonSet's pod should be, where it is ours and not so yet. What runs goes on."""
-        if pod.deleting or pod.ready:
+        """What a DaemonSet's pod should be, where it is ours and not so yet. What runs goes on.
+
+        Two things end it: trouble of its own, and trouble of an operand, after which the other operands of the
+        node start again, as they do when the driver is exchanged or the node reboots.
+        """
+        trouble = view.hardware.broken.get(role)
+        restarts = role in BY_ROLE and any(one in BY_ROLE for one in view.hardware.broken)
+        if pod.deleting or (pod.ready and trouble is None and not restarts):
             return None
+        wish = held_up(trouble) if trouble else None
         wish = (
-            gpu_operator.progress(scene.gpu, role, view)
+            wish
+            or gpu_operator.progress(scene.gpu, role, view)
             or network_operator.progress(scene.net, role)
             or dra.progress(scene.dra, role, view)
         )
-        return None if wish is None or pod.progress == _shown(wish, pod) else wish
+        if wish is None or (pod.ready and wish.progress == READY):
+            return None
+        return None if pod.progress == _shown(wish, pod) else wish
 
     def _drive(self, pod: Pod, wish: Wish, view: View) -> None:
         body = {"status": status(pod, view.node, wish)}
         self.writer.patch("pods", f"{pod.path}/status", body, node=view.node.name)
 
-    def _acknowledge(self) -> None:
-        """Say that the faults show: with these, nothing is left to write."""
-        if self._acknowledged != self._faults:
-            faults.acknowledge(self._state_dir, self._faults)
-            self._acknowledged = dict(self._faults)
-
-    def _read_faults(self) -> None:
+    def _stamp(self) -> tuple[int, int] | None:
+        """What tells one version of the faults' file from another."""
         try:
             found = (self._state_dir / faults.FILE).stat()
-            seen = (found.st_mtime_ns, found.st_ino)
         except OSError:
-            seen = None
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+    def _read_faults(self) -> None:
+        seen = self._stamp()
         if seen == self._faults_seen:
             return
         self._faults_seen = seen
@@ -206,7 +238,12 @@ def _forgotten(pod: Pod, view: View) -> bool:
 
 
 def _kubelet(view: View, wish: NodeWish) -> None:
-    """Post again what the controller-manager has declared unknown while nobody renewed the node's lease."""
+    """Post again what the controller-manager has declared unknown while nobody renewed the node's lease.
+
+    A kubelet in trouble says so, whatever the network is like.
+    """
+    if view.hardware.kubelet:
+        wish.conditions["Ready"] = ("False", "KubeletNotReady", view.hardware.kubelet)
     for kind, (good, reason, message) in CONDITIONS.items():
         if view.node.conditions.get(kind, ("",))[0] == "Unknown":
             wish.conditions.setdefault(kind, (good, reason, message))

@@ -48,12 +48,14 @@ class NodeWish:
             key: value for key, value in self.labels.items() if node.labels.get(key) != value
         }
         labels |= {key: None for key in node.labels if key not in self.labels and key.startswith(self._prefixes)}
-        taints = [{"$patch": "delete", "key": key} for key in sorted(self.untaint & node.taints)]
+        left = [one for one in node.taints if one["key"] not in self.untaint]
         body: Object = {}
         if labels:
             body["metadata"] = {"labels": labels}
-        if taints:
-            body["spec"] = {"taints": taints}
+        if len(left) < len(node.taints):
+            # To the server all taints are one value: none that has come meanwhile may be lost.
+            body["spec"] = {"taints": left}
+            body.setdefault("metadata", {})["resourceVersion"] = str(node.version)
         return body or None
 
     def status_patch(self, node: Node) -> Object | None:

@@ -10,18 +10,20 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpuready.charts_values.kube import Api, Object
 
-from ..fleet import Gpu
+from ..fleet import Gpu, clique
 from ..outputs import nccl
-from ..profile import Profile
-from . import outcomes
+from ..profile import Nic, Profile
+from . import compute_domains, outcomes, secondary_networks
 from .cache import Cache
 from .dra import GPUS
 from .gpu_operator import GpuOperator, driver_version, reaches_gpu_memory
 from .logs import Logs
+from .network_operator import NetworkOperator
 from .outcomes import Outcome, Smi
 from .pods import ALL_READY, ended, now, status
 from .records import READY, Pod
@@ -35,6 +37,14 @@ _INDEX = "batch.kubernetes.io/job-completion-index"
 _THREADS = 4
 
 ViewOf = Callable[[str], View | None]
+
+
+@dataclass(frozen=True)
+class Operators:
+    """What the two operators were asked for."""
+
+    gpu: GpuOperator
+    net: NetworkOperator
 
 
 class Workloads:
@@ -53,7 +63,7 @@ class Workloads:
         self._under_way: set[str] = set()
         self.again: set[str] = set()
 
-    def pod(self, pod: Pod, view: View, gpu: GpuOperator, view_of: ViewOf) -> None:
+    def pod(self, pod: Pod, view: View, operators: Operators, view_of: ViewOf) -> None:
         """Bring one pod a step further; the caller holds the cache's lock."""
         if pod.body is None or pod.deleting:
             return
@@ -69,7 +79,7 @@ class Workloads:
         if probe == "anchor":
             self._run(pod, view)
         elif probe == "nccl":
-            self._nccl(pod, view, gpu, view_of)
+            self._nccl(pod, view, operators, view_of)
         else:
             self._alone(pod, pod.body, probe, view)
 
@@ -88,7 +98,8 @@ class Workloads:
         if gpus is None:
             self.again.add(pod.node)
             return
-        seen = Smi(gpus, driver_version(view) or self._profile.driver.version, self._profile)
+        driver = driver_version(view) or self._profile.driver.version
+        seen = Smi(gpus, driver, self._profile, view.hardware.product, clique(self._profile, pod.node))
         if probe == "nvidia-smi":
             self._work(pod.uid, pod.node, lambda: {pod.uid: outcomes.smi_probe(body, seen, self._state_dir)})
         elif probe == "dra-claim":
@@ -100,8 +111,11 @@ class Workloads:
         else:
             self._run(pod, view)
 
-    def _nccl(self, pod: Pod, view: View, gpu: GpuOperator, view_of: ViewOf) -> None:
+    def _nccl(self, pod: Pod, view: View, operators: Operators, view_of: ViewOf) -> None:
         """All pods of the Job must run before any says anything, as ranks wait for each other."""
+        if self._rails(pod.body or {}, view, operators) is None:
+            self.again.add(pod.node)
+            return
         self._run(pod, view)
         meta = (pod.body or {})["metadata"]
         owner = next(one["name"] for one in meta["ownerReferences"] if one["uid"] == pod.owner_uid)
@@ -123,7 +137,7 @@ class Workloads:
         bodies = [one.body for one in ordered if one.body is not None]
         views = [view_of(one.node) for one in ordered]
         hosts = [
-            self._host(one, body, where, gpu)
+            self._host(one, body, where, operators)
             for one, body, where in zip(ordered, bodies, views, strict=True)
             if where is not None and self._gpus(body, where) is not None
         ]
@@ -133,37 +147,49 @@ class Workloads:
             uid = pod.owner_uid
             self._work(uid, pod.node, lambda: outcomes.nccl_probe(bodies, hosts, uid))
 
-    def _host(self, pod: Pod, body: Object, view: View, gpu: GpuOperator) -> nccl.Host:
-        rails, truth = self._profile.nics, view.hardware
-        asked = outcomes.requested(body, "rdma/") > 0
+    def _rails(self, body: Object, view: View, operators: Operators) -> tuple[Nic, ...] | None:
+        return secondary_networks.rails(operators.net, self._cache, view, self._profile, body)
+
+    def _host(self, pod: Pod, body: Object, view: View, operators: Operators) -> nccl.Host:
+        model, truth = self._profile.nics, view.hardware
+        rails = self._rails(body, view, operators) or ()
         return nccl.Host(
-            name=pod.name,
+            # With the node's network a pod has the node's host name, too.
+            name=view.node.name if pod.host_network else pod.name,
             gpus=len(self._gpus(body, view) or ()),
-            nics=tuple(nic.name for nic in truth.nics),
-            link=rails.link if rails else "IB",
-            nic_gbits_s=rails.gbits_s if rails else self._profile.management.gbits_s,
-            rdma=truth.rdma and asked,
-            gdr=truth.gdr and reaches_gpu_memory(gpu),
+            nics=tuple(nic.name for nic in rails if nic.name not in truth.silent),
+            link=model.link if model else "IB",
+            nic_gbits_s=model.gbits_s if model else self._profile.management.gbits_s,
+            rdma=truth.rdma and bool(rails),
+            gdr=truth.gdr and reaches_gpu_memory(operators.gpu),
             address=body.get("status", {}).get("podIP", ""),
             slow=truth.slow,
-            product=self._profile.gpus.name,
+            product=truth.product or self._profile.gpus.name,
+            clique=compute_domains.clique(view, self._claimed(body) or set()),
         )
 
     def _gpus(self, body: Object, view: View) -> tuple[Gpu, ...] | None:
         """The GPUs that a pod sees; None while the allocation of its claims is not known yet."""
+        claimed = self._claimed(body)
+        if claimed is None:
+            return None
+        found = tuple(gpu for gpu in view.hardware.gpus if (GPUS, f"gpu-{gpu.index}") in claimed)
+        return found or outcomes.given(body, view.hardware)
+
+    def _claimed(self, body: Object) -> set[tuple[str, str]] | None:
+        """Driver and name of each device that a pod's claims got; None while that is not known."""
         claims = {one["name"]: one.get("resourceClaimName") for one in body["spec"].get("resourceClaims") or ()}
         for one in body.get("status", {}).get("resourceClaimStatuses") or ():
             claims[one["name"]] = one.get("resourceClaimName") or claims.get(one["name"])
-        devices: set[str] = set()
+        devices: set[tuple[str, str]] = set()
         for name in claims.values():
             claim = self._cache.object("resourceclaims", name, body["metadata"]["namespace"]) if name else None
             allocation = ((claim or {}).get("status") or {}).get("allocation")
             if allocation is None:
                 return None
             results = allocation.get("devices", {}).get("results") or ()
-            devices |= {one["device"] for one in results if one["driver"] == GPUS}
-        claimed = tuple(gpu for gpu in view.hardware.gpus if f"gpu-{gpu.index}" in devices)
-        return claimed or outcomes.given(body, view.hardware)
+            devices |= {(one["driver"], one["device"]) for one in results}
+        return devices
 
     # -- writing ------------------------------------------------------------------------------------------
 

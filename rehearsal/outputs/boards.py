@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 class Board:
     """Constants of a product. Power in W, clocks in MHz, temperatures in degrees Celsius.
 
-    ``nvlinks`` counts the links of a GPU, ``allreduce_gbytes_s`` is the bus bandwidth that eight of them
-    reach inside one node.
+    ``nvlinks`` counts the links of a GPU, ``nvls`` says whether its switches reduce (NVLink SHARP).
+    ``allreduce_gbytes_s`` is the bus bandwidth that GPUs reach within one NVLink domain, or one node without it.
     """
 
     architecture: str
@@ -29,6 +29,7 @@ class Board:
     nvswitch: bool
     row_remap: bool
     allreduce_gbytes_s: float
+    nvls: bool = False
 
 
 _HOPPER_SXM = Board(
@@ -48,6 +49,19 @@ _HOPPER_SXM = Board(
     nvswitch=True,
     row_remap=True,
     allreduce_gbytes_s=475.0,
+    nvls=True,
+)
+# The bandwidth is the one measured over two trays of four GPUs. Where this project's sources give no figure,
+# clocks and temperatures are those of Hopper.
+_GRACE_BLACKWELL = replace(
+    _HOPPER_SXM,
+    architecture="Blackwell",
+    device_id="0x294110DE",
+    vbios="97.00.82.00.01",
+    compute_capability="10.0",
+    power_limit=1200,
+    idle_power=150,
+    allreduce_gbytes_s=811.0,
 )
 _AMPERE_SXM = Board(
     architecture="Ampere",
@@ -125,6 +139,7 @@ _TURING = Board(
 _BOARDS = {
     "NVIDIA H100 80GB HBM3": _HOPPER_SXM,
     "NVIDIA H200": replace(_HOPPER_SXM, device_id="0x233510DE", vbios="96.00.BC.00.01", memory_clock=3201),
+    "NVIDIA GB200": _GRACE_BLACKWELL,
     "NVIDIA A100-SXM4-80GB": _AMPERE_SXM,
     "NVIDIA A100-SXM4-40GB": replace(_AMPERE_SXM, device_id="0x20B010DE", memory_clock=1215),
     "NVIDIA A100 80GB PCIe": _AMPERE_PCIE,

@@ -24,7 +24,8 @@ class Host:
     """One pod of an NCCL job and the hardware under it.
 
     ``nics`` are RDMA device names in rail order, ``link`` is IB or RoCE, ``nic_gbits_s`` the rate of one NIC.
-    ``slow`` maps a NIC to the share of its rate that it reaches, 0 < share <= 1.
+    ``slow`` maps a NIC to the share of its rate that it reaches, 0 < share <= 1. ``clique`` is the NVLink domain
+    whose other hosts the pod may reach over NVLink, empty where it may not.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Host:
     address: str
     slow: Mapping[str, float] = field(default_factory=dict)
     product: str = "NVIDIA H100 80GB HBM3"
+    clique: str = ""
 
     @property
     def network(self) -> str:
@@ -63,6 +65,11 @@ class Hop:
     channel: int
     source: tuple[int, int]
     target: tuple[int, int]
+
+
+def joined(one: Host, other: Host) -> bool:
+    """Whether NVLink leads from one host to the other."""
+    return bool(one.clique) and one.clique == other.clique
 
 
 def channel_count(hosts: Sequence[Host]) -> int:
@@ -120,7 +127,7 @@ def tree(hosts: Sequence[Host], channel: int) -> Iterator[tuple[tuple[int, int],
 def bandwidth(hosts: Sequence[Host]) -> float:
     """Bus bandwidth of a large all-reduce in GB/s; the slowest rail of any host holds back all."""
     inside = min(board(host.product).allreduce_gbytes_s for host in hosts)
-    if len(hosts) == 1:
+    if len(hosts) == 1 or all(joined(hosts[0], host) for host in hosts):
         return inside
     if any(host.network == "Socket" for host in hosts):
         return min(_SOCKET_GBYTES_S, *(_SOCKET_GBYTES_PER_GBIT * host.nic_gbits_s for host in hosts))

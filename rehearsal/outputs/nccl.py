@@ -147,12 +147,18 @@ def _start(rank: _Rank, hosts: Sequence[Host], ranks: int, version: str, comm_id
         f"nvmlDev {rank.gpu} busId {rank.bus}000 commId {comm_id}"
     )
     yield rank.info(1, f"{init} - Init START")
-    if card.architecture == "Hopper":
+    if host.clique:
+        members = [index for index, one in enumerate(hosts) if fabric.joined(host, one)]
+        before = sum(hosts[index].gpus for index in members if index < rank.node)
+        size = sum(hosts[index].gpus for index in members)
+        number = int(host.clique.rpartition(".")[2] or 0)
+        yield rank.info(1, f"MNNVL 1 cliqueId {number:x} cliqueSize {size} cliqueRank {before + rank.gpu}")
+    if card.nvls:
         yield rank.info(1, f"NVLS multicast support is available on dev {rank.gpu} (NVLS_NCHANNELS 16)")
     yield rank.info(
         1,
         f"comm {rank.comm} rank {rank.number} nRanks {ranks} nNodes {len(hosts)} localRanks {host.gpus} "
-        f"localRank {rank.gpu} MNNVL 0",
+        f"localRank {rank.gpu} MNNVL {int(bool(host.clique))}",
     )
     yield rank.info(1, "P2P Chunksize set to 524288")
     yield rank.info(
@@ -208,6 +214,8 @@ def _connections(hosts: Sequence[Host], ranks: Sequence[_Rank]) -> dict[int, lis
             if source.node == target.node:
                 via = "P2P/CUMEM" if board(source.host.product).nvlinks else "SHM/direct/direct"
                 lines[source.number].append(source.info(2, f"{path} via {via}"))
+            elif fabric.joined(source.host, target.host):
+                lines[source.number].append(source.info(2, f"{path} via P2P/MNNVL"))
             else:
                 send, receive = _net(hop, source, target, ranks)
                 lines[target.number].append(target.info(2, f"{path} [receive] via NET/{receive}"))

@@ -15,7 +15,10 @@ from .boards import Board, board
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. ``product`` is the marketing name, ``bus_id`` reads ``00000000:1B:00.0``."""
+    """One GPU. ``product`` is the marketing name, ``bus_id`` reads ``00000000:1B:00.0``.
+
+    ``clique`` is its NVLink domain across nodes, ``<cluster uuid>.<clique id>``, empty where it ends in the node.
+    """
 
     index: int
     uuid: str
@@ -23,6 +26,7 @@ class Gpu:
     bus_id: str
     memory_mib: int
     serial: str
+    clique: str = ""
 
 
 NO_DEVICES = "No devices were found\n"
@@ -250,7 +254,7 @@ def _gpu_elements(gpu: Gpu, card: Board, driver_version: str) -> list[_Element]:
         ("gpu_power_readings", _power_readings(gpu, card)),
         ("clocks", _clocks(card)),
         ("max_clocks", _clocks(card)),
-        ("fabric", _fabric(card)),
+        ("fabric", _fabric(gpu, card)),
         ("processes", []),
     ]
 
@@ -369,9 +373,12 @@ def _clocks(card: Board) -> list[_Element]:
     return [("graphics_clock", sm), ("sm_clock", sm), ("mem_clock", memory), ("video_clock", sm)]
 
 
-def _fabric(card: Board) -> list[_Element]:
-    state, status = ("Completed", "Success") if card.nvswitch else ("N/A", "N/A")
-    return [("state", state), ("status", status), ("cliqueId", "N/A" if state == "N/A" else "0")]
+def _fabric(gpu: Gpu, card: Board) -> list[_Element]:
+    if not card.nvswitch:
+        return [("state", "N/A"), ("status", "N/A"), ("cliqueId", "N/A")]
+    cluster, _, clique = gpu.clique.rpartition(".")
+    found: list[_Element] = [("state", "Completed"), ("status", "Success"), ("cliqueId", clique or "0")]
+    return [*found, ("clusterUuid", cluster)] if cluster else found
 
 
 def _stamp(at: datetime | None) -> str:

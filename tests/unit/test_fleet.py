@@ -21,11 +21,11 @@ def entry(profile: Profile, count: int = 3) -> dict[str, Any]:
 
 
 def test_profiles_are_listed() -> None:
-    assert fleet.profiles() == ["cloud-vm", "h100-ib"]
+    assert fleet.profiles() == ["a100-ib", "cloud-vm", "gb200-nvl72", "h100-ib", "h100-roce"]
 
 
 def test_an_unknown_profile_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"no hardware profile 'h900'; there are cloud-vm, h100-ib"):
+    with pytest.raises(InputError, match=r"no hardware profile 'h900'; there are a100-ib, cloud-vm"):
         fleet.load_profile("h900")
 
 
@@ -36,7 +36,7 @@ def test_the_promise_is_an_entry_of_inventory(name: str) -> None:
     cluster = parse("rehearsal", made)
     assert isinstance(cluster, Cluster)
     assert (cluster.rehearsal, cluster.cluster_uid, cluster.charts) == (True, "uid", "/charts")
-    assert cluster.driver_version.startswith("580.")
+    assert cluster.driver_version == profile.driver.version
     group = cluster.groups[0]
     assert group.nodes == ("gpu-0000", "gpu-0001", "gpu-0002")
 
@@ -64,6 +64,33 @@ def test_cloud_vm_promises_neither_rdma_nor_dra() -> None:
     cluster = parse("rehearsal", entry(fleet.load_profile("cloud-vm")))
     assert (cluster.wants_rdma, cluster.dra, cluster.gpu_taints) == (False, "off", [])
     assert cluster.groups[0].capacity == "spot"
+
+
+def test_h100_roce_has_a_network_for_each_rail_and_a_second_taint() -> None:
+    cluster = parse("rehearsal", entry(fleet.load_profile("h100-roce")))
+    assert [(one.name, one.interface, one.cidr) for one in cluster.networks[:2]] == [
+        ("rail-0", "enp26s0np0", "172.16.0.0/15"),
+        ("rail-1", "enp60s0np0", "172.18.0.0/15"),
+    ]
+    assert len(cluster.networks) == 8
+    assert [taint["effect"] for taint in cluster.gpu_taints] == ["NoSchedule", "NoExecute"]
+
+
+def test_a100_ib_has_an_older_driver_and_so_no_dra() -> None:
+    cluster = parse("rehearsal", entry(fleet.load_profile("a100-ib")))
+    assert (cluster.driver_version, cluster.driver_owner, cluster.dra) == ("570.158.01", "host", "off")
+    assert (cluster.groups[0].nics, cluster.groups[0].nic_gbits_s) == (8, 200.0)
+
+
+def test_gb200_trays_are_arm_machines_of_one_nvlink_domain_each_18() -> None:
+    profile = fleet.load_profile("gb200-nvl72")
+    nodes = fleet.nodes(profile, 20, 10250)
+    assert {node["status"]["nodeInfo"]["architecture"] for node in nodes[1:]} == {"arm64"}
+    assert nodes[0]["metadata"]["labels"]["kubernetes.io/arch"] == "amd64"
+    domains = [fleet.clique(profile, name) for name in fleet.gpu_nodes(20)]
+    assert len(set(domains[:18])) == len(set(domains[18:])) == 1 < len(set(domains))
+    assert fleet.clique(profile, fleet.CONTROL_PLANE) == ""
+    assert fleet.clique(fleet.load_profile("h100-ib"), "gpu-0000") == ""
 
 
 def test_serial_numbers_follow_from_the_node_and_differ() -> None:
@@ -114,6 +141,7 @@ def test_a_fleet_has_a_sensible_size(count: int) -> None:
         ("nics.link", "Ethernet", "nics.link is 'Ethernet'; it may be IB, RoCE"),
         ("nics", None, "nics must be a table"),
         ("rdma", "none", "`nics` describes RDMA rails"),
+        ("rdma", "roce", "network.rails has one network for each rail"),
         ("resources", ["nvidia.com/gpu"], "resources must be a table"),
         ("network.pods", "10.64.0.0/40", "network.pods: '10.64.0.0/40' does not appear to be"),
         ("os", "Ubuntu", "os must be a table"),

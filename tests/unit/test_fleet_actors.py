@@ -95,6 +95,19 @@ def test_what_nobody_claims_is_left_alone() -> None:
     assert wish.status_patch(known) is None
 
 
+def test_one_taint_goes_and_the_others_stay_as_they_are() -> None:
+    """To the API server the taints are one value: a patch that names one of them replaces all."""
+    soft = {"key": "agent-not-ready", "effect": "NoSchedule"}
+    timed = {"key": "maintenance", "effect": "NoExecute", "timeAdded": "2026-11-01T00:00:00Z"}
+    bare = node()
+    bare.taints = (soft, timed)
+    assert NodeWish(untaint={"agent-not-ready"}).patch(bare) == {
+        "metadata": {"resourceVersion": "1"},
+        "spec": {"taints": [timed]},
+    }
+    assert NodeWish(untaint={"agent-not-ready"}).patch(node()) is None
+
+
 def test_a_wish_that_is_fulfilled_asks_for_nothing() -> None:
     wish = NodeWish()
     wish.claim_labels("nvidia.com/")

@@ -1,0 +1,69 @@
+"""Faults of the fabric, which Kubernetes does not see: only NCCL does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..fleet import Hardware
+from .model import Fault
+
+_HALF = 0.5
+
+
+def _lose_rdma(truth: Hardware) -> Hardware:
+    return dataclasses.replace(truth, rdma=False, gdr=False)
+
+
+def _lose_gdr(truth: Hardware) -> Hardware:
+    return dataclasses.replace(truth, gdr=False)
+
+
+def _silence_rail(truth: Hardware) -> Hardware:
+    return dataclasses.replace(truth, silent=frozenset(nic.name for nic in truth.nics[-1:]))
+
+
+def _slow_down(truth: Hardware) -> Hardware:
+    return dataclasses.replace(truth, slow={nic.name: _HALF for nic in truth.nics})
+
+
+FAULTS = (
+    Fault(
+        name="tcp-fallback",
+        title="one node's NCCL runs over sockets",
+        breaks="NCCL finds no usable RDMA device on the node and falls back to TCP; Kubernetes sees nothing",
+        finding="nccl.transport",
+        phase="accept",
+        follows=("nccl.bandwidth",),
+        needs=("rdma",),
+        truth=_lose_rdma,
+    ),
+    Fault(
+        name="gpudirect-off",
+        title="one node's NICs do not reach GPU memory",
+        breaks="GPUDirect RDMA is off on the node: NCCL copies through host memory",
+        finding="nccl.transport",
+        phase="accept",
+        follows=("nccl.bandwidth",),
+        needs=("gdr",),
+        truth=_lose_gdr,
+    ),
+    Fault(
+        name="nic-silent",
+        title="one rail of one node carries nothing",
+        breaks="the port of the last NIC is down: NCCL on the node uses one NIC fewer; Kubernetes sees nothing",
+        finding="nccl.rails",
+        phase="accept",
+        follows=("nccl.bandwidth",),
+        needs=("rdma",),
+        truth=_silence_rail,
+    ),
+    Fault(
+        name="node-slow",
+        title="one node's rails give half their rate",
+        breaks="every rail of the node runs at half its rate, as on half the PCIe lanes; all-reduce waits for it",
+        finding="nccl.bandwidth",
+        phase="accept",
+        needs=("rdma",),
+        truth=_slow_down,
+    ),
+)
