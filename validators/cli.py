@@ -52,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GpureadyError as error:
         print(f"gpuready: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        # A file that cannot be used, where nobody has said so in better words.
+        print(f"gpuready: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+        return EXIT_USAGE
     except KeyboardInterrupt:
         print("gpuready: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -11,6 +11,8 @@ from typing import Any
 from gpuready.charts_values.errors import InputError
 
 Object = dict[str, Any]
+# Helm's records, of which nothing but names, status and revision is kept.
+RELEASES = "releases.helm.sh"
 
 
 @dataclass(frozen=True)

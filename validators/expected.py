@@ -70,9 +70,16 @@ class Expected:
         return next((group for group in self.cluster.groups if group.holds(node)), None)
 
     def gpu_nodes(self, nodes: Iterable[Object]) -> list[tuple[Object, inventory.Group]]:
-        """The Node objects that belong to a group, with it, by name."""
-        found = [(node, group) for node in nodes if (group := self.group_of(node)) is not None]
-        return sorted(found, key=lambda pair: str(pair[0]["metadata"]["name"]))
+        """The Node objects that belong to a group, with it, by name; without those that ``away`` names."""
+        return [(node, group) for node, group in self._members(nodes) if not group.away(node)]
+
+    def away(self, nodes: Iterable[Object]) -> list[tuple[Object, inventory.Group]]:
+        """The spot nodes that are being taken away, which inventory allows: nothing is expected of them."""
+        return [(node, group) for node, group in self._members(nodes) if group.away(node)]
+
+    def gone(self, nodes: Iterable[Object]) -> int:
+        """How many of those have stopped already, while their pods are still counted as wanted."""
+        return sum(group.gone(node) for node, group in self._members(nodes))
 
     def missing(self, nodes: Iterable[Object]) -> list[tuple[str, inventory.Group]]:
         """Promised nodes without a Node object: by name, or as ``group (n missing)`` where only counted."""
@@ -85,3 +92,7 @@ class Expected:
             elif (short := group.count - sum(group.holds(node) for node in present)) > 0:
                 absent.append((f"{group.name} ({short} of {group.count})", group))
         return absent
+
+    def _members(self, nodes: Iterable[Object]) -> list[tuple[Object, inventory.Group]]:
+        found = [(node, group) for node in nodes if (group := self.group_of(node)) is not None]
+        return sorted(found, key=lambda pair: str(pair[0]["metadata"]["name"]))

@@ -46,7 +46,8 @@ class Finding:
     """What a check saw about one subject.
 
     ``cause`` is constant text, so that findings group; ``detail`` holds the numbers. ``reason`` is for
-    machines and never changes. ``nodes`` are the nodes concerned, where the subject is not a node itself.
+    machines and never changes. ``nodes`` are the nodes concerned, where the subject is not a node itself;
+    ``collective`` says that one bad node explains it: one word is said of all.
     """
 
     status: Status
@@ -61,6 +62,7 @@ class Finding:
     required: bool = True
     evidence: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
+    collective: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Result:
             "tier": self.tier,
             "caused_by": self.caused_by,
             "evidence": list(found.evidence),
+            "nodes": list(found.nodes),
         }
 
     @classmethod
@@ -118,6 +121,7 @@ class Result:
             observed=data.get("observed"),
             required=data["required"],
             evidence=tuple(data.get("evidence") or ()),
+            nodes=tuple(data.get("nodes") or ()),
         )
         return cls(
             check=data["check"],

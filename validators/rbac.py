@@ -10,6 +10,7 @@ from .evidence import Object
 
 ROLES = ("check", "accept", "install")
 _READ = ("get", "list")
+SYSTEM = "kube-system"
 
 
 def objects(role: str) -> list[Object]:
@@ -36,6 +37,9 @@ def objects(role: str) -> list[Object]:
     if role == "accept":
         rules += _accept_cluster_rules()
     out += [_role("ClusterRole", name, rules), _binding(name, name)]
+    # Cilium's settings and the installer's record lie among those of others.
+    config = _rule("", ("configmaps",), ("get",), ("cilium-config", "gpuready-installs"))
+    out += [_role("Role", name, [config], namespace=SYSTEM), _binding(name, name, namespace=SYSTEM)]
     if role == "accept":
         out += [
             _role("Role", name, _accept_namespace_rules(), namespace=NAMESPACE),
@@ -47,22 +51,28 @@ def objects(role: str) -> list[Object]:
 def _check_rules() -> list[Object]:
     return [
         _rule("", ("nodes", "pods"), _READ),
-        _rule("", ("namespaces",), ("get",), ("kube-system",)),
-        _rule("", ("configmaps",), ("get",), ("cilium-config",)),
+        _rule("", ("namespaces",), _READ),
         # `gpuready learn` takes the service network from them.
         _rule("networking.k8s.io", ("servicecidrs",), ("get",), ("kubernetes",)),
         _rule("", ("services",), ("get",), ("kubernetes",)),
         _rule("apps", ("daemonsets", "deployments"), _READ),
         _rule("cilium.io", ("ciliumnodes",), _READ),
         _rule("nvidia.com", ("clusterpolicies",), _READ),
-        _rule("mellanox.com", ("nicclusterpolicies",), _READ),
-        _rule("resource.k8s.io", ("resourceslices", "deviceclasses"), _READ),
+        _rule("mellanox.com", ("nicclusterpolicies", "macvlannetworks"), _READ),
+        _rule("nv-ipam.nvidia.com", ("ippools",), _READ),
+        _rule("k8s.cni.cncf.io", ("network-attachment-definitions",), _READ),
+        _rule("resource.k8s.io", ("resourceslices", "deviceclasses", "resourceclaims"), _READ),
+        _rule("discovery.k8s.io", ("endpointslices",), _READ),
+        _rule(
+            "admissionregistration.k8s.io",
+            ("validatingwebhookconfigurations", "mutatingwebhookconfigurations"),
+            _READ,
+        ),
     ]
 
 
 def _accept_cluster_rules() -> list[Object]:
     return [
-        _rule("", ("namespaces",), ("get",), (NAMESPACE,)),
         _rule("scheduling.k8s.io", ("priorityclasses",), ("get",), (PRIORITY_CLASS,)),
         # A name cannot be held against a create; both objects are made once and kept.
         _rule("", ("namespaces",), ("create",)),
@@ -77,8 +87,9 @@ def _accept_namespace_rules() -> list[Object]:
         # Owner references of a Job's children are checked against its finalizers sub-resource.
         _rule("batch", ("jobs/finalizers",), ("update",)),
         _rule("", ("configmaps", "services"), change),
-        _rule("", ("pods", "pods/log"), _READ),
+        _rule("", ("pods", "pods/log", "events"), _READ),
         _rule("resource.k8s.io", ("resourceclaimtemplates",), change),
+        _rule("resource.nvidia.com", ("computedomains",), change),
     ]
 
 

@@ -20,7 +20,9 @@ class Check:
     """One check and what is written about it.
 
     ``needs`` are keys of ``Evidence.cluster`` without which it cannot judge. ``after`` names checks whose
-    failure explains this one's. ``phase`` is check (read-only) or accept (needs the probe pods).
+    failure explains this one's, or single results of theirs by a glob over ids (``nodes.ready/node/gpu-*``).
+    ``CHECK/same`` means the result about the same subject. ``phase`` is check (read-only) or accept (needs
+    the probe pods).
     """
 
     id: str

@@ -20,7 +20,7 @@ from . import nccl_evidence, registry
 from .acceptance import plan as planning
 from .acceptance import run as acceptance
 from .checks.subjects import labels_of
-from .collect.cluster import collect
+from .collect.cluster import RAIL_READS, collect
 from .evidence import Evidence, ReadFailure, require_new
 from .expected import Expected
 from .judge import judge
@@ -55,7 +55,7 @@ def check(args: Namespace, progress: Progress) -> Judged:
     started, begin = _now(), time.monotonic()
     target = _target(args)
     api = target.api(begin + args.timeout)
-    evidence = _collect(api, begin + args.timeout, progress)
+    evidence = _collect(api, target.expected, begin + args.timeout, progress)
     evidence.about |= {"kind": "check", "time": started}
     return _judged("check", args, target.expected, evidence, started, time.monotonic() - begin, api.calls)
 
@@ -66,7 +66,7 @@ def accept(args: Namespace, progress: Progress) -> Judged:
     target = _target(args)
     end = begin + args.timeout
     api = target.api(end)
-    evidence = _collect(api, min(begin + COLLECT_SECONDS, end), progress)
+    evidence = _collect(api, target.expected, min(begin + COLLECT_SECONDS, end), progress)
     evidence.about |= {"kind": "accept", "time": started}
     wanted = _probes_wanted(args)
     if wanted and not evidence.about.get("interrupted"):
@@ -82,14 +82,14 @@ def _probe(
 ) -> None:
     nccl = args.nccl if "nccl" in wanted else "off"
     plan = planning.plan(expected, evidence, acceptance.running_pods(run.api), nccl=nccl)
-    evidence.about |= {"not_probed": plan.not_probed, "nccl_excluded": plan.nccl_excluded, "nccl_off": plan.nccl_off}
+    evidence.about |= {"not_probed": plan.not_probed, "nccl_excluded": plan.nccl_excluded, "nccl_off": plan.nccl.off}
     acceptance.remove_stale(run.api)
     evidence.about["run"] = run.run
     run.start(evidence)
     if "smi" in wanted:
         run.smi(plan, evidence)
-    for workload, targets in (("nccl-pair", plan.pair), ("nccl-all", plan.all)):
-        if targets and "nccl" in wanted:
+    if "nccl" in wanted:
+        for workload, targets in plan.nccl.runs.items():
             run.nccl(workload, targets, evidence)
 
 
@@ -122,9 +122,12 @@ def _target(args: Namespace) -> Target:
     return resolve(args)
 
 
-def _collect(api: Api, until: float, progress: Progress) -> Evidence:
+def _collect(api: Api, expected: Expected, until: float, progress: Progress) -> Evidence:
     progress.say(f"reading {api.server}")
-    return collect(api, until=until, on_read=lambda key: progress.say(f"read {key}"))
+    more = RAIL_READS if expected.cluster.networks else ()
+    namespaces = {release.namespace for release in expected.releases}
+    say = progress.say
+    return collect(api, until=until, more=more, namespaces=namespaces, on_read=lambda key: say(f"read {key}"))
 
 
 def _from_bundle(args: Namespace) -> Judged:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from gpuready.charts_values.inventory import Cluster
+from gpuready.charts_values.inventory import Cluster, Group
 
 from ..evidence import Object
-from .plan import GPU, HOSTNAME, Target
+from .plan import GPU, HOSTNAME, NET, Target
 from .verdicts import PROBE_LABEL, RUN_LABEL, WORKLOAD_LABEL
 
 NAMESPACE = "gpuready"
@@ -17,6 +17,9 @@ PRIORITY_CLASS = "gpuready-probe"
 APP_LABEL = "app.kubernetes.io/name"
 OWNER_ANNOTATION = "gpuready.io/owner"
 RENDEZVOUS_PORT = 29500
+# What Multus reads.
+NETWORKS_ANNOTATION = "k8s.v1.cni.cncf.io/networks"
+_NICS_ONLY = {"NCCL_MNNVL_ENABLE": "0"}
 
 # Mirror them and name the mirror under `images` in inventory. Digests are not recorded.
 IMAGES = {
@@ -109,16 +112,35 @@ def claim_template(run: str, api_version: str, owner: Object) -> Object:
     )
 
 
+def compute_domain(name: str, run: str, workload: str) -> Object:
+    """The ComputeDomain that lets the pods of a run reach each other's GPUs over NVLink.
+
+    The DRA driver makes the claim template of the same name, of which each pod takes a channel.
+    """
+    return {
+        "apiVersion": "resource.nvidia.com/v1beta1",
+        "kind": "ComputeDomain",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": _labels(run, "nccl", workload)},
+        # 0: as many nodes as have pods with a channel.
+        "spec": {"numNodes": 0, "channel": {"resourceClaimTemplate": {"name": name}}},
+    }
+
+
 def nccl_objects(
     run: str, workload: str, targets: Sequence[Target], cluster: Cluster, owner: Object, seconds: int
 ) -> list[Object]:
-    """ConfigMap, headless Service and Indexed Job of one all-reduce over ``targets``, a pod on each."""
+    """ConfigMap, headless Service and Indexed Job of one all-reduce over ``targets``, a pod on each.
+
+    Where NVLink leads from node to node also a ComputeDomain, unless the run is ``NET``, which is to take the NICs.
+    """
     name = f"{workload}-{run}"
     limits = {resource: str(share) for resource, share in targets[0].rdma.items()}
     spec = _pod_spec("nccl", ["python3", "/opt/gpuready/allreduce.py"], limits, cluster, targets)
     _ask_for_gpus(spec, targets[0], cluster, run)
     container = spec["containers"][0]
-    container["env"] = [{"name": key, "value": value} for key, value in _nccl_env(name, targets).items()]
+    by_nic = workload.startswith(NET)
+    env = _nccl_env(name, targets) | (_NICS_ONLY if by_nic else {})
+    container["env"] = [{"name": key, "value": value} for key, value in env.items()]
     container["ports"] = [{"name": "rendezvous", "containerPort": RENDEZVOUS_PORT}]
     container["securityContext"] = {"capabilities": {"add": ["IPC_LOCK"]}}
     container["volumeMounts"] = [
@@ -130,7 +152,12 @@ def nccl_objects(
         {"name": "script", "configMap": {"name": name}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
     ]
+    linked = not by_nic and any(one.clique for one in targets)
+    domain = [compute_domain(name, run, workload)] if linked else []
+    if domain:
+        _claim(spec, "nvlink", name)
     job = _job(workload, run, "nccl", spec, seconds, workload=workload)
+    _attach(job["spec"]["template"], targets[0].group)
     count = len(targets)
     job["spec"] |= {"completionMode": "Indexed", "completions": count, "parallelism": count}
     labels = _labels(run, "nccl", workload)
@@ -148,17 +175,30 @@ def nccl_objects(
         # Ranks look each other up before they are ready.
         "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": dict(labels)},
     }
-    return [_owned(config, owner), _owned(service, owner), _owned(job, owner)]
+    return [_owned(item, owner) for item in (*domain, config, service, job)]
+
+
+def _attach(template: Object, group: Group) -> None:
+    """Bring the RoCE rails' network devices into the pods of a template."""
+    if group.networks:
+        names = ("/".join(one.attachment) for one in group.networks)
+        template["metadata"]["annotations"] = {NETWORKS_ANNOTATION: ",".join(names)}
+    if group.host_network:
+        template["spec"] |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+
+
+def _claim(spec: Object, claim: str, template: str) -> None:
+    """Have the first container take a claim that is made from a template."""
+    spec.setdefault("resourceClaims", []).append({"name": claim, "resourceClaimTemplateName": template})
+    spec["containers"][0]["resources"].setdefault("claims", []).append({"name": claim})
 
 
 def _ask_for_gpus(spec: Object, target: Target, cluster: Cluster, run: str) -> None:
     """All GPUs of a node: by the device plugin's resource, or by a claim where DRA serves them."""
-    resources = spec["containers"][0]["resources"]
     if cluster.dra == "gpus":
-        spec["resourceClaims"] = [{"name": "gpus", "resourceClaimTemplateName": claim_name(run)}]
-        resources["claims"] = [{"name": "gpus"}]
+        _claim(spec, "gpus", claim_name(run))
     else:
-        resources["limits"][GPU] = str(target.gpus)
+        spec["containers"][0]["resources"]["limits"][GPU] = str(target.gpus)
 
 
 def _nccl_env(name: str, targets: Sequence[Target]) -> dict[str, str]:

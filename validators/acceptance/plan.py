@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpuready.charts_values.inventory import Group
@@ -13,17 +13,25 @@ from ..expected import Expected
 
 GPU = "nvidia.com/gpu"
 HOSTNAME = "kubernetes.io/hostname"
+# GFD's label of nodes whose NVLink leads to other nodes: cluster uuid and clique of the NVLink domain.
+CLIQUE = "nvidia.com/gpu.clique"
+# The workload that proves the NICs of nodes which NVLink joins.
+NET = "nccl-net"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A node that takes probe pods. ``gpus`` is what it offers now; ``rdma`` what a pod asks of it."""
+    """A node that takes probe pods. ``gpus`` is what it offers now; ``rdma`` what a pod asks of it.
+
+    ``clique`` is the NVLink domain that it shares with other nodes, empty where NVLink ends inside the node.
+    """
 
     node: str
     hostname: str
     group: Group
     gpus: int
     rdma: Mapping[str, int]
+    clique: str = ""
 
     @property
     def complete(self) -> bool:
@@ -32,18 +40,26 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What acceptance will run. ``not_probed`` maps the other nodes to the reason.
+class NcclPlan:
+    """The nodes of each NCCL run by its workload; ``off`` says why there is none, ``left`` whom no run can take.
 
-    ``pair`` and ``all`` are the nodes of the two NCCL runs, empty where a run does not take place;
-    ``nccl_off`` then says why.
+    ``nccl-pair`` takes two nodes and ``nccl-all`` every node of a group. ``nccl-net`` is the pair once more where
+    NVLink joins its nodes: without NVLink between them, so that the NICs are proved, too. Each further group has
+    runs of its own, with a number behind the name.
     """
+
+    runs: Mapping[str, tuple[Target, ...]] = field(default_factory=dict)
+    off: str = ""
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What acceptance will run. ``not_probed`` maps the other nodes to the reason."""
 
     targets: tuple[Target, ...]
     not_probed: dict[str, str] = field(default_factory=dict)
-    pair: tuple[Target, ...] = ()
-    all: tuple[Target, ...] = ()
-    nccl_off: str = ""
+    nccl: NcclPlan = NcclPlan()
     nccl_excluded: dict[str, str] = field(default_factory=dict)
 
 
@@ -65,25 +81,53 @@ def plan(expected: Expected, evidence: Evidence, pods: Iterable[Object], *, nccl
             for resource, promised in group.rdma_resources.items()
             if allocatable(one, resource)
         }
-        targets.append(Target(name, labels_of(one).get(HOSTNAME, name), group, offered, rdma))
+        labels = labels_of(one)
+        clique = labels.get(CLIQUE, "") if expected.cluster.dra != "off" else ""
+        targets.append(Target(name, labels.get(HOSTNAME, name), group, offered, rdma, clique))
     excluded = {t.node: f"it offers {t.gpus} of {t.group.gpus} GPUs" for t in targets if not t.complete}
+    runs = _nccl_runs(targets, nccl)
     excluded |= refused
-    return Plan(tuple(targets), refused, *_nccl_runs(targets, nccl), nccl_excluded=excluded)
+    return Plan(tuple(targets), refused, runs, nccl_excluded=excluded | dict(runs.left))
 
 
-def _nccl_runs(targets: list[Target], nccl: str) -> tuple[tuple[Target, ...], tuple[Target, ...], str]:
-    """Pair, all and why neither. One group only: ranks of unlike nodes would test the weaker one."""
+def domain_of(targets: Sequence[Target]) -> str:
+    """The NVLink domain that all of these nodes share; empty where there is none."""
+    cliques = {target.clique for target in targets}
+    return cliques.pop() if len(cliques) == 1 else ""
+
+
+def _nccl_runs(targets: list[Target], nccl: str) -> NcclPlan:
+    """The NCCL runs, each within one group: ranks of unlike nodes would test the weaker one."""
     if nccl == "off":
-        return (), (), "deselected with --nccl off"
+        return NcclPlan(off="deselected with --nccl off")
     complete = [target for target in targets if target.complete]
-    groups = {target.group.name for target in complete}
-    largest = max(groups, key=lambda name: sum(t.group.name == name for t in complete), default="")
-    members = [target for target in complete if target.group.name == largest]
-    if len(members) < 2:
-        return (), (), f"{len(members)} complete and idle nodes; two are needed"
-    everyone = tuple(members) if nccl == "all" and len(members) > 2 else ()
+    groups: dict[str, list[Target]] = {}
+    for target in complete:
+        groups.setdefault(target.group.name, []).append(target)
+    runs: dict[str, tuple[Target, ...]] = {}
+    left: dict[str, str] = {}
+    number = 0
+    for members in sorted(groups.values(), key=len, reverse=True):
+        if len(members) > 1:
+            number += 1
+            runs |= _runs_of(members, nccl, f"-{number}" if number > 1 else "")
+        elif members[0].group.count > 1:
+            left[members[0].node] = f"no other node of group {members[0].group.name} is complete and idle"
+    if not runs:
+        return NcclPlan(off=f"{len(complete)} complete and idle nodes; two of one group are needed")
+    return NcclPlan(runs, left=left)
+
+
+def _runs_of(members: list[Target], nccl: str, suffix: str) -> dict[str, tuple[Target, ...]]:
+    """The runs of one group."""
     # The two ends of the list are the likeliest to hang on different switches.
-    return (members[0], members[-1]), everyone, ""
+    pair = (members[0], members[-1])
+    runs: dict[str, tuple[Target, ...]] = {f"nccl-pair{suffix}": pair}
+    if domain_of(pair) and pair[0].group.rdma != "none":
+        runs[f"{NET}{suffix}"] = pair
+    if nccl == "all" and len(members) > 2:
+        runs[f"nccl-all{suffix}"] = tuple(members)
+    return runs
 
 
 def _unfit(one: Object, gpus: int, holder: str | None) -> str:

@@ -7,6 +7,7 @@ import re
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -18,8 +19,9 @@ from gpuready.charts_values.kube import Api
 from .. import fanout
 from ..evidence import Evidence, Object, ReadFailure
 from . import manifests
+from . import plan as planning
 from .plan import Plan, Target
-from .verdicts import RUN_LABEL, WORKLOAD_LABEL
+from .verdicts import RUN_LABEL, WORKLOAD_LABEL, refusal
 
 JOBS = f"/apis/batch/v1/namespaces/{manifests.NAMESPACE}/jobs"
 PODS = f"/api/v1/namespaces/{manifests.NAMESPACE}/pods"
@@ -29,6 +31,7 @@ _COLLECTIONS = {
     "ConfigMap": f"{NAMESPACE}/configmaps",
     "Service": f"{NAMESPACE}/services",
 }
+_DOMAINS = f"/apis/resource.nvidia.com/v1beta1/namespaces/{manifests.NAMESPACE}/computedomains"
 POLL_SECONDS = 0.5
 CLEANUP_SECONDS = 60.0
 LAST_SECONDS = 5.0
@@ -37,6 +40,9 @@ SMI_SECONDS = 300
 NCCL_SECONDS = 900
 # A run outlives an API server that restarts.
 SILENCE_SECONDS = 60.0
+# How long the Job controller may take to make pods before its events are asked why it does not.
+ADMISSION_SECONDS = 10.0
+JOB_LABEL = "batch.kubernetes.io/job-name"
 
 Progress = Callable[[str], None]
 T = TypeVar("T")
@@ -59,6 +65,7 @@ class Acceptance:
         self._progress = progress
         self._started = False
         self._anchor: Object = {}
+        self._collections = dict(_COLLECTIONS)
 
     def start(self, evidence: Evidence) -> None:
         """Namespace, priority class, anchor, and the template of GPU claims where DRA serves the GPUs.
@@ -88,7 +95,9 @@ class Acceptance:
         planned = {job["metadata"]["name"]: t.node for job, t in zip(jobs, plan.targets, strict=True)}
         evidence.about.setdefault("planned", {}).update(planned)
         self._create(jobs)
-        pods = self._wait("nvidia-smi", len(jobs), seconds, "nvidia-smi", evidence)
+        pods = self._wait("nvidia-smi", list(planned), len(jobs), seconds, "nvidia-smi", evidence)
+        if evidence.about.get("refused") and not pods:
+            evidence.about["nccl_off"] = "the cluster refuses the probe pods"
         evidence.logs["nvidia-smi"] = logs = self._logs(pods)
         for pod in pods:
             xml = _xml(logs.get(pod["metadata"]["name"], ""))
@@ -97,14 +106,25 @@ class Acceptance:
         self._drop(jobs)
 
     def nccl(self, workload: str, targets: Sequence[Target], evidence: Evidence) -> None:
-        """One all-reduce over the targets; pods and logs go into the evidence."""
+        """One all-reduce over the targets; pods and logs go into the evidence.
+
+        It does not take place where the pods of ``smi`` were all refused.
+        """
+        if evidence.about.get("nccl_off"):
+            return
         what = f"NCCL all-reduce on {len(targets)} nodes"
         seconds = self._time_for(what, NCCL_SECONDS)
         objects = manifests.nccl_objects(self.run, workload, targets, self.cluster, self._anchor, seconds)
+        joined = any(item["kind"] == "ComputeDomain" for item in objects)
+        if joined:
+            self._collections["ComputeDomain"] = _DOMAINS
         self._create(objects)
-        pods = self._wait(workload, len(targets), seconds, what, evidence)
+        jobs = [item["metadata"]["name"] for item in objects if item["kind"] == "Job"]
+        pods = self._wait(workload, jobs, len(targets), seconds, what, evidence)
         evidence.logs[workload] = self._logs(pods)
-        evidence.about.setdefault("nccl", {})[workload] = {"nodes": [target.node for target in targets]}
+        domain = planning.domain_of(targets) if joined else ""
+        nodes = [target.node for target in targets]
+        evidence.about.setdefault("nccl", {})[workload] = {"nodes": nodes, "nvlink_domain": domain}
         # The next run needs these GPUs.
         self._drop(objects)
 
@@ -147,11 +167,11 @@ class Acceptance:
                     raise
 
     def _create(self, items: Sequence[Object]) -> None:
-        self._all(partial(self.api.create, _COLLECTIONS[item["kind"]], item) for item in items)
+        self._all(partial(self.api.create, self._collections[item["kind"]], item) for item in items)
 
     def _drop(self, items: Sequence[Object]) -> None:
         self._all(
-            partial(self.api.delete, f"{_COLLECTIONS[item['kind']]}/{item['metadata']['name']}") for item in items
+            partial(self.api.delete, f"{self._collections[item['kind']]}/{item['metadata']['name']}") for item in items
         )
 
     def _all(self, calls: Iterable[Callable[[], T]]) -> list[T]:
@@ -164,14 +184,18 @@ class Acceptance:
         # Not from the watch cache: a pod that just ended must be seen.
         return self.api.list(PODS, labelSelector=selector, resourceVersion="")
 
-    def _wait(self, workload: str, count: int, seconds: float, what: str, evidence: Evidence) -> list[Object]:
+    def _wait(
+        self, workload: str, jobs: Sequence[str], count: int, seconds: float, what: str, evidence: Evidence
+    ) -> list[Object]:
         """The workload's pods once all have ended, or as they are when the time is up.
 
-        They are evidence however the waiting ends. An API that is silent for a while is borne.
+        They are evidence however the waiting ends. An API that is silent for a while is borne. Where nothing
+        moves and the missing pods are refused by the cluster, there is nothing to wait for.
         """
         deadline = min(time.monotonic() + seconds, self._deadline)
         heard = time.monotonic()
         pods: list[Object] = []
+        moved, look = (0, 0), heard + ADMISSION_SECONDS
         try:
             while True:
                 try:
@@ -183,7 +207,17 @@ class Acceptance:
                 self._progress(f"{what}: {ended} of {count} pods done")
                 if ended >= count:
                     return pods
+                if (len(pods), ended) != moved:
+                    moved, look = (len(pods), ended), heard + ADMISSION_SECONDS
+                if len(pods) == ended and time.monotonic() > look:
+                    missing = self._refusals(jobs, count // len(jobs), pods)
+                    if missing and all(missing.values()):
+                        evidence.about.setdefault("refused", {}).update(missing)
+                        return pods
+                    look += ADMISSION_SECONDS
                 if time.monotonic() + POLL_SECONDS > deadline:
+                    refused = {job: why for job, why in self._refusals(jobs, count // len(jobs), pods).items() if why}
+                    evidence.about.setdefault("refused", {}).update(refused)
                     if self._left() < POLL_SECONDS:
                         text = f"the {self._seconds:g} s of --timeout were up during {what}"
                         evidence.about["cut_short"] = text
@@ -191,6 +225,21 @@ class Acceptance:
                 time.sleep(POLL_SECONDS)
         finally:
             evidence.cluster.setdefault("pods", []).extend(pods)
+
+    def _refusals(self, jobs: Sequence[str], each: int, pods: Sequence[Object]) -> dict[str, str]:
+        """Why each Job that lacks pods got none; empty for one whose events do not tell. ``each`` belong to a Job."""
+        made = Counter((pod["metadata"].get("labels") or {}).get(JOB_LABEL) for pod in pods)
+        missing = [job for job in jobs if made[job] < each]
+        if not missing:
+            return {}
+        about = "reason=FailedCreate,involvedObject.kind=Job"
+        try:
+            events = self.api.list(f"{NAMESPACE}/events", fieldSelector=about, resourceVersion="")
+        except GpureadyError:
+            # A role of an older version may not read them.
+            events = []
+        told = {event["involvedObject"]["name"]: refusal(event.get("message") or "") for event in events}
+        return {job: told.get(job, "") for job in missing}
 
     def _logs(self, pods: Sequence[Object]) -> dict[str, str]:
         names = [p["metadata"]["name"] for p in pods if p["status"].get("phase") in ("Succeeded", "Failed")]
@@ -210,7 +259,7 @@ class Acceptance:
 
     def _leftovers(self) -> list[str]:
         selector = f"{RUN_LABEL}={self.run}"
-        paths = {**_COLLECTIONS, "Pod": PODS}
+        paths = {**self._collections, "Pod": PODS}
         lists = self._all(
             partial(self.api.list, path, labelSelector=selector, resourceVersion="") for path in paths.values()
         )
@@ -264,7 +313,8 @@ def record_failure(evidence: Evidence, what: str, error: GpureadyError) -> None:
     """Keep an error of the run with the reads that failed."""
     kind = "unreachable"
     if isinstance(error, ApiError):
-        kind = "forbidden" if error.forbidden else "refused"
+        # Quota, Pod Security and webhooks refuse with 403 as well, and no role helps against them.
+        kind = "forbidden" if error.status == 401 or (error.forbidden and '" cannot ' in str(error)) else "refused"
     evidence.failures[what] = ReadFailure(kind, str(error))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,18 @@ def probe_pods(evidence: Evidence, workload: str) -> list[PodVerdict]:
     mine = {WORKLOAD_LABEL: workload, RUN_LABEL: evidence.about.get("run")}
     pods = [pod for pod in evidence.objects("pods") if mine.items() <= (pod["metadata"].get("labels") or {}).items()]
     return [verdict_of(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))]
+
+
+def refusals(evidence: Evidence) -> dict[str, str]:
+    """Why pods of the run were refused, by the name of their Job."""
+    found: dict[str, str] = evidence.about.get("refused") or {}
+    return found
+
+
+def refusal(message: str) -> str:
+    """The API server's reason not to make a pod, without what is around it; one line."""
+    words = re.sub(r"^(Error creating: )?(pods \S+ is forbidden: )?", "", " ".join(message.split()))
+    return words if len(words) <= 240 else f"{words[:237]}..."
 
 
 def cut_short(evidence: Evidence) -> str:

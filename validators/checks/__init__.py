@@ -1,8 +1,25 @@
 """The checks. The order of imports is the order in which a platform comes up, and so the order of causes."""
 
 # isort: off
-from . import cluster, releases, network, gpu, versions, dra, smi, nccl
+from . import cluster, nodes, releases, cilium, network, secondary, gpu, versions
+from . import dra, probes, smi, claims, nccl, benchmark, nvlink
 
 # isort: on
 
-__all__ = ["cluster", "dra", "gpu", "nccl", "network", "releases", "smi", "versions"]
+__all__ = [
+    "benchmark",
+    "cilium",
+    "claims",
+    "cluster",
+    "dra",
+    "gpu",
+    "nccl",
+    "network",
+    "nodes",
+    "nvlink",
+    "probes",
+    "releases",
+    "secondary",
+    "smi",
+    "versions",
+]

@@ -1,14 +1,15 @@
-"""The API server and the nodes: what everything else stands on."""
+"""The API server: what everything else stands on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..evidence import Evidence
+from ..evidence import Evidence, Object
 from ..expected import Expected
 from ..model import Finding, Status, Subject
 from ..registry import check
-from .subjects import condition, name_of, node, passed, skipped
+from ..webhooks import ENDPOINTS, MUTATING, VALIDATING, answering, hooks, service
+from .subjects import name_of, passed, skipped
 
 
 @check(
@@ -71,99 +72,48 @@ def identity(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
 
 
 @check(
-    "nodes.present",
-    title="every promised GPU node is there",
-    proves="No node is silently missing.",
-    rule="Each node that inventory names exists; each group that is only counted has its count.",
-    source="health facts E4; platform facts M15-M17 on why nodes do not join",
-    fix="Look at the machine: kubectl get nodes; then its console, region and join log.",
-    avoid="Do not run kubeadm on a node of a hosted platform.",
-    needs=("nodes",),
+    "cluster.webhooks",
+    title="every admission webhook can be reached",
+    proves="The API server can take new objects; a webhook that is down refuses them all.",
+    rule="The Service of each admission webhook has a ready endpoint; without one failurePolicy Fail fails and "
+    "Ignore warns.",
+    source="install facts 10.19: a webhook whose Service has no ready endpoint blocks pods",
+    fix="Look at the pods behind the Service; where its owner is gone, delete the webhook configuration.",
+    avoid="Do not change failurePolicy to Ignore as a cure; the webhook is there for a reason.",
+    needs=(VALIDATING, MUTATING, ENDPOINTS),
 )
-def present(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
-    """Promised nodes exist."""
-    nodes = evidence.objects("nodes")
-    for name, group in expected.missing(nodes):
-        spot = group.capacity == "spot"
+def webhooks(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """Webhooks by configuration."""
+    alive = answering(evidence)
+    dead: dict[str, list[Object]] = {}
+    every = list(hooks(evidence))
+    for item, hook in every:
+        where = service(hook)
+        if where is not None and where not in alive:
+            # Charts like to call both kinds the same.
+            dead.setdefault(f"{item['kind']}/{name_of(item)}", []).append(hook)
+    for name, broken in dead.items():
+        fatal = [hook for hook in broken if hook.get("failurePolicy", "Fail") == "Fail"]
+        first = (fatal or broken)[0]
+        place = "/".join(service(first) or ())
         yield Finding(
-            Status.SKIP if spot else Status.FAIL,
-            node(name),
-            "SpotNodeAbsent" if spot else "NodeMissing",
-            "spot node is away, which inventory allows" if spot else "promised node does not exist",
-            f"group {group.name}",
-            expected="a Node object",
+            Status.FAIL if fatal else Status.WARN,
+            Subject("object", name),
+            "WebhookDead",
+            "an admission webhook cannot be reached" + ("" if fatal else "; it is passed over"),
+            f"{first['name']} decides on {_asked(first)} through Service {place}, which has no ready endpoint",
+            expected="a ready endpoint",
             observed="none",
-            required=not spot,
-            evidence=("cluster/nodes.json",),
+            evidence=(f"cluster/{ENDPOINTS}.json",),
         )
-    for one, group in expected.gpu_nodes(nodes):
-        yield passed(node(name_of(one)), f"group {group.name}", evidence=("cluster/nodes.json",))
+    if not dead:
+        yield passed(Subject("cluster", expected.cluster.name), f"{len(every)} webhooks")
 
 
-@check(
-    "nodes.ready",
-    title="every node is Ready",
-    proves="The kubelet reports, and its container runtime and network work.",
-    rule="Condition Ready is True on every node.",
-    source="health facts E3",
-    fix="Read the kubelet's reason: kubectl describe node NODE; then journalctl -u kubelet on it.",
-    needs=("nodes",),
-    after=("nodes.present",),
-)
-def ready(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
-    """Condition Ready."""
-    for one in evidence.objects("nodes"):
-        subject = node(name_of(one))
-        group = expected.group_of(one)
-        state = condition(one, "Ready") or {}
-        if state.get("status") == "True":
-            yield passed(subject)
-        elif group is not None and group.capacity == "spot" and one["spec"].get("unschedulable"):
-            cause = "spot node is preempted, which inventory allows"
-            yield Finding(Status.SKIP, subject, "SpotNodeAbsent", cause, required=False)
-        else:
-            unknown = state.get("status") == "Unknown"
-            yield Finding(
-                Status.FAIL,
-                subject,
-                "KubeletSilent" if unknown else "NotReady",
-                "kubelet stopped reporting" if unknown else "node is not Ready",
-                f"{state.get('reason', 'no condition')}: {state.get('message', '')}".strip(": "),
-                expected="Ready",
-                observed=str(state.get("reason", "no Ready condition")),
-                evidence=("cluster/nodes.json",),
-            )
-
-
-@check(
-    "nodes.schedulable",
-    title="no GPU node is cordoned",
-    proves="Pods can be placed on every GPU node.",
-    rule="spec.unschedulable is not set on a GPU node of reserved capacity.",
-    source="health facts E5",
-    fix="Find out who cordoned it and why; then kubectl uncordon NODE.",
-    avoid="Do not uncordon a node that someone took out for repair.",
-    needs=("nodes",),
-)
-def schedulable(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
-    """Cordons."""
-    nodes = expected.gpu_nodes(evidence.objects("nodes"))
-    if not nodes:
-        subject = Subject("cluster", expected.cluster.name)
-        yield Finding(
-            Status.UNPROVEN, subject, "NoGpuNodes", "no node belongs to a group of inventory",
-            fix="Compare the groups of inventory with kubectl get nodes --show-labels.",
-        )  # fmt: skip
-    for one, group in nodes:
-        if one["spec"].get("unschedulable") and group.capacity != "spot":
-            yield Finding(
-                Status.WARN,
-                node(name_of(one)),
-                "Cordoned",
-                "node is cordoned",
-                expected="schedulable",
-                observed="cordoned",
-                evidence=("cluster/nodes.json",),
-            )
-        else:
-            yield passed(node(name_of(one)))
+def _asked(hook: Object) -> str:
+    """What a webhook is asked about, such as ``create, update of pods``."""
+    texts = [
+        f"{', '.join(rule.get('operations') or ()).lower()} of {', '.join(rule.get('resources') or ())}"
+        for rule in hook.get("rules") or ()
+    ]
+    return "; ".join(texts) or "nothing"

@@ -1,22 +1,23 @@
-"""Dynamic Resource Allocation: may it work here, does it publish every GPU, does a claim get one."""
+"""Dynamic Resource Allocation: may it work here, and does every node publish its devices."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 
 from gpuready.charts_values.versions import dra_shortfalls, parts
 
-from ..acceptance.verdicts import probe_pods
 from ..evidence import Evidence, Object
 from ..expected import Expected
 from ..model import Finding, Status, Subject
 from ..registry import check
-from .gpu import GPU
-from .subjects import allocatable, labels_of, name_of, node, passed, skipped
+from ..workloads import kept_out, stuck
+from .gpu import GPU, OPERATOR
+from .releases import DRA_CHART, workloads
+from .subjects import NODES, allocatable, labels_of, name_of, node, passed, skipped
 from .versions import DRIVER
 
+RELEASE = ("release.installed/*/dra-driver-nvidia-gpu", "release.namespace/*/dra-driver-nvidia-gpu")
 GPU_DRIVER = "gpu.nvidia.com"
 DOMAIN_DRIVER = "compute-domain.nvidia.com"
 
@@ -29,7 +30,7 @@ DOMAIN_DRIVER = "compute-domain.nvidia.com"
     source="install facts 4.4: chart, DRA driver documentation and GPU Operator documentation, reconciled",
     fix="Raise the version that the rule names, or set dra to off in inventory.",
     needs=("nodes",),
-    after=("versions.driver",),
+    after=(*NODES, *OPERATOR, "nfd.labels", "gpu.operands", "versions.driver"),
 )
 def rules(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """The rule table against each node's driver."""
@@ -71,11 +72,12 @@ def rules(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     "dra.slices",
     title="every GPU node publishes its ResourceSlices",
     proves="The scheduler can allocate this node's devices.",
-    rule="Each GPU node has a slice of the driver in use; with DRA for GPUs it lists every GPU.",
+    rule="Each GPU node has a slice of the driver in use, with DRA for GPUs one that lists every GPU; and the pod "
+    "of the kubelet plugin is ready there.",
     source="health facts E17; install facts 4.3 and 10.15",
     fix="Look at the kubelet plugin on that node. Init:0/1 without an error means a wrong nvidiaDriverRoot.",
     needs=("resourceslices.resource.k8s.io", "nodes"),
-    after=("release.installed", "nodes.ready", "gpu.operands", "dra.rules"),
+    after=(*NODES, *OPERATOR, *RELEASE, "nfd.labels", "gpu.operands", "gpu.policy/cluster/*", "dra.rules"),
 )
 def slices(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """ResourceSlices per node."""
@@ -84,16 +86,25 @@ def slices(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
         yield skipped(Subject("cluster", expected.cluster.name), "DRA is off in inventory")
         return
     driver = GPU_DRIVER if mode == "gpus" else DOMAIN_DRIVER
-    published = _slices(evidence, driver)
-    where = ("cluster/resourceslices.resource.k8s.io.json",)
+    published = slices_of(evidence, driver)
+    plugin = _plugin(expected, evidence)
+    held = stuck(evidence, plugin) if plugin else {}
+    where = ("cluster/resourceslices.resource.k8s.io.json", "cluster/pods.json")
     for one, group in expected.gpu_nodes(evidence.objects("nodes")):
         name = name_of(one)
         mine = published.get(name)
         count = _gpu_devices(mine or [])
+        why = held.get(name) or (kept_out(plugin, one) if plugin else "there is no kubelet plugin") or ""
         if mine is None:
+            detail = f"driver {driver}" + (f"; kubelet plugin: {why}" if why else "; its kubelet plugin is ready")
             yield Finding(
-                Status.FAIL, node(name), "NoSlice", "node publishes no ResourceSlice", f"driver {driver}",
+                Status.FAIL, node(name), "NoSlice", "node publishes no ResourceSlice", detail,
                 expected="a slice", observed="none", evidence=where,
+            )  # fmt: skip
+        elif name in held:
+            yield Finding(
+                Status.FAIL, node(name), "PluginNotReady", "the node's DRA kubelet plugin is not ready", why,
+                expected="ready", observed=why, evidence=where,
             )  # fmt: skip
         elif mode == "gpus" and count != group.gpus:
             yield Finding(
@@ -113,10 +124,11 @@ def slices(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     fix="Set dra in inventory to what is meant and run the installer: one of device plugin and DRA goes.",
     avoid="Do not run jobs that share these nodes until it is settled.",
     needs=("resourceslices.resource.k8s.io", "nodes"),
+    after=("nodes.present",),
 )
 def owner(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """No double owner."""
-    published = _slices(evidence, GPU_DRIVER)
+    published = slices_of(evidence, GPU_DRIVER)
     for one, _ in expected.gpu_nodes(evidence.objects("nodes")):
         name = name_of(one)
         offered, sliced = allocatable(one, GPU), _gpu_devices(published.get(name, []))
@@ -135,56 +147,14 @@ def owner(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
             yield passed(node(name), "DRA" if sliced else "device plugin")
 
 
-@check(
-    "dra.claim",
-    title="a claim gets every GPU of its node",
-    proves="Scheduler, DRA driver and runtime hand out the devices that the claim says.",
-    rule="The pod that claimed all GPUs of a node saw as many as promised, each a UUID of the node's slices.",
-    source="health facts E19: a plugin's green light is no allocation",
-    fix="kubectl -n gpuready describe the pod; then the log of the kubelet plugin on that node.",
-    needs=("pods", "nodes", "resourceslices.resource.k8s.io"),
-    after=("dra.rules", "dra.slices", "dra.owner"),
-    phase="accept",
-    tier="gpu",
-)
-def claim(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
-    """Allocation of the probes' claims."""
-    if expected.cluster.dra != "gpus":
-        cause = "the device plugin serves the GPUs" if expected.cluster.dra != "off" else "DRA is off in inventory"
-        yield skipped(Subject("cluster", expected.cluster.name), cause)
-        return
-    published = _slices(evidence, GPU_DRIVER)
-    probes = {pod.node: pod for pod in probe_pods(evidence, "nvidia-smi") if pod.node and pod.exit_code == 0}
-    for one, group in expected.gpu_nodes(evidence.objects("nodes")):
-        name = name_of(one)
-        pod = probes.get(name)
-        if pod is None or not pod.claims:
-            yield Finding(
-                Status.UNPROVEN, node(name), "NotProbed", "no probe got the node's GPUs by a claim",
-                fix="Mend what keeps the probe from running, then run gpuready accept again.",
-            )  # fmt: skip
-            continue
-        # The claim itself is released with its pod; what the pod saw must be what the node published.
-        seen = set(re.findall(r"<uuid>([^<]+)</uuid>", evidence.nodes.get(name, {}).get("nvidia-smi.xml", "")))
-        known = seen & _uuids(published.get(name, []))
-        if len(known) == len(seen) == group.gpus:
-            yield passed(node(name), f"{len(seen)} GPUs by claim, each in the node's ResourceSlices")
-        else:
-            yield Finding(
-                Status.FAIL, node(name), "ClaimDiffers", "the claim does not give the promised GPUs",
-                f"{len(seen)} seen, {len(known)} of them published, {group.gpus} promised",
-                expected=str(group.gpus), observed=str(len(known)),
-                evidence=(f"nodes/{name}/nvidia-smi.xml", "cluster/resourceslices.resource.k8s.io.json"),
-            )  # fmt: skip
+def _plugin(expected: Expected, evidence: Evidence) -> Object | None:
+    """The DaemonSet of the DRA driver's kubelet plugin."""
+    release = expected.release(DRA_CHART)
+    mine = workloads(evidence, release) if release else []
+    return next((one for one in mine if one["kind"] == "DaemonSet"), None)
 
 
-def _uuids(slices: list[Object]) -> set[str]:
-    """The UUIDs of the devices in slices."""
-    devices = [device for one in slices for device in one["spec"].get("devices") or ()]
-    return {str(_attributes(device).get("uuid", {}).get("string", "")) for device in devices}
-
-
-def _slices(evidence: Evidence, driver: str) -> dict[str, list[Object]]:
+def slices_of(evidence: Evidence, driver: str) -> dict[str, list[Object]]:
     """The slices of one driver by node."""
     found: dict[str, list[Object]] = defaultdict(list)
     for one in evidence.objects("resourceslices.resource.k8s.io"):
@@ -193,7 +163,7 @@ def _slices(evidence: Evidence, driver: str) -> dict[str, list[Object]]:
     return dict(found)
 
 
-def _attributes(device: Object) -> Object:
+def attributes_of(device: Object) -> Object:
     """A device's attributes, which v1beta1 nests under ``basic``."""
     attributes: Object = device.get("attributes") or device.get("basic", {}).get("attributes") or {}
     return attributes
@@ -202,14 +172,14 @@ def _attributes(device: Object) -> Object:
 def _gpu_devices(slices: list[Object]) -> int:
     """Whole GPUs in slices."""
     devices = [device for one in slices for device in one["spec"].get("devices") or ()]
-    return sum(_attributes(device).get("type", {}).get("string", "gpu") == "gpu" for device in devices)
+    return sum(attributes_of(device).get("type", {}).get("string", "gpu") == "gpu" for device in devices)
 
 
 def _sliced_driver(evidence: Evidence, name: str) -> str | None:
     """The driver version that a node's GPU slices tell, for clusters without GFD."""
-    for one in _slices(evidence, GPU_DRIVER).get(name, ()):
+    for one in slices_of(evidence, GPU_DRIVER).get(name, ()):
         for device in one["spec"].get("devices") or ():
-            version: Object = _attributes(device).get("driverVersion", {})
+            version: Object = attributes_of(device).get("driverVersion", {})
             if "version" in version:
                 return str(version["version"])
     return None

@@ -8,10 +8,13 @@ from ..evidence import Evidence, Object
 from ..expected import Expected
 from ..model import Finding, Status, Subject
 from ..registry import check
-from .subjects import allocatable, condition, labels_of, name_of, node, passed, skipped
+from ..workloads import counts, kept_out, stuck
+from .network import NFD_RELEASE
+from .subjects import NODES, allocatable, condition, labels_of, name_of, node, passed, skipped, troubles
 
 GPU = "nvidia.com/gpu"
 PRODUCT = "nvidia.com/gpu.product"
+OPERATOR = (NFD_RELEASE, "release.installed/*/gpu-operator")
 # The order in which operands wait for each other; the first that is not ready is the cause of the rest.
 OPERANDS = (
     ("driver", "nvidia-driver-daemonset"),
@@ -25,6 +28,74 @@ OPERANDS = (
 
 
 @check(
+    "gpu.operands",
+    title="the operands run on every GPU node",
+    proves="Driver, toolkit, device plugin and the rest are ready where they belong.",
+    rule="Each operand that the ClusterPolicy enables may run on every GPU node, and is ready there.",
+    source="install facts 2.7 and 11.2: a DaemonSet that wants 0 pods counts as ready",
+    fix="Look at the first operand that is not ready; the later ones wait for it.",
+    needs=("daemonsets.apps", "clusterpolicies.nvidia.com", "nodes"),
+    after=(*NODES, *OPERATOR, "release.namespace/*/gpu-operator", "nfd.labels", "gpu.operands"),
+)
+def operands(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """DaemonSets in the order of their dependence."""
+    policies = evidence.objects("clusterpolicies.nvidia.com")
+    if not policies:
+        cluster = Subject("cluster", expected.cluster.name)
+        yield skipped(cluster, "there is no ClusterPolicy that says what should run")
+        return
+    spec = policies[0].get("spec", {})
+    failed: dict[str, set[str]] = {}
+    for key, name in OPERANDS:
+        if not spec.get(key, {}).get("enabled", key == "validator"):
+            continue
+        homes = _homes(key, expected, evidence)
+        if homes:
+            yield _operand(name, homes, evidence, policies[0], failed)
+        else:
+            cause = "no GPU here can be partitioned (MIG)" if key == "migManager" else "no GPU node takes it"
+            yield skipped(Subject("object", name), cause)
+
+
+def _operand(
+    name: str, homes: list[Object], evidence: Evidence, policy: Object, failed: dict[str, set[str]]
+) -> Finding:
+    """One operand on the nodes where it belongs; ``failed`` gathers the nodes of those that fail."""
+    one = evidence.find("daemonsets.apps", name)
+    subject, wanted = Subject("object", name), len(homes)
+    ready, desired = counts(one) if one else (0, 0)
+    if one is None:
+        barred = dict.fromkeys(map(name_of, homes), "there is no DaemonSet")
+    else:
+        barred = {name_of(home): why for home in homes if (why := kept_out(one, home)) is not None}
+    if one is not None and ready >= desired >= wanted and not barred:
+        return passed(subject, f"{ready} of {desired} ready")
+    lacks = bool(barred) or desired < wanted
+    held = {**(stuck(evidence, one) if one else {}), **barred}
+    nodes = {node_name for node_name in held if node_name}
+    before = next((other for other, theirs in failed.items() if not (nodes and theirs) or nodes & theirs), "")
+    failed[name] = nodes
+    told = _told(policy) if one is None else ""
+    parts = (
+        troubles(held),
+        f"{ready} ready, {desired} wanted, {wanted} GPU nodes",
+        f"it waits for {before}" if before else "",
+        f"the operator says: {told}" if told else "",
+    )
+    return Finding(
+        Status.FAIL,
+        subject,
+        "WantsTooFewPods" if lacks else "PodsNotReady",
+        "operand does not run on every GPU node" if lacks else "operand is not ready",
+        "; ".join(part for part in parts if part),
+        expected=str(wanted),
+        observed=str(min(ready, desired)),
+        evidence=("cluster/daemonsets.apps.json", "cluster/pods.json"),
+        nodes=tuple(sorted(nodes)),
+    )
+
+
+@check(
     "gpu.policy",
     title="the ClusterPolicy is ready, and for the right reason",
     proves="The GPU Operator reconciled GPU nodes, not an empty cluster.",
@@ -33,7 +104,7 @@ OPERANDS = (
     fix="Read the condition: kubectl get clusterpolicy -o yaml",
     avoid="Do not delete the ClusterPolicy; that takes the driver from every node.",
     needs=("clusterpolicies.nvidia.com",),
-    after=("release.installed", "nfd.labels"),
+    after=(*NODES, *OPERATOR, "nfd.labels", "gpu.operands"),
 )
 def policy(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """ClusterPolicy state and reason."""
@@ -62,6 +133,8 @@ def policy(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
             )  # fmt: skip
         elif state == "ready" and reason == "Reconciled":
             yield passed(subject)
+        elif excuse := _excuse(one, expected, evidence):
+            yield skipped(subject, excuse)
         else:
             error = condition(one, "Error") or {}
             told = seen.get("message") or error.get("message") or ""
@@ -77,59 +150,8 @@ def policy(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
                 expected="ready, Reconciled",
                 observed=f"{state}, {reason}",
                 evidence=where,
+                collective=True,
             )
-
-
-@check(
-    "gpu.operands",
-    title="the operands run on every GPU node",
-    proves="Driver, toolkit, device plugin and the rest are ready where they belong.",
-    rule="Each operand that the ClusterPolicy enables wants as many pods as there are GPU nodes, and has them.",
-    source="install facts 2.7 and 11.2: a DaemonSet that wants 0 pods counts as ready",
-    fix="Look at the first operand that is not ready; the later ones wait for it.",
-    needs=("daemonsets.apps", "clusterpolicies.nvidia.com", "nodes"),
-    after=("nodes.ready", "nfd.labels", "gpu.policy", "release.installed"),
-)
-def operands(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
-    """DaemonSets in the order of their dependence."""
-    policies = evidence.objects("clusterpolicies.nvidia.com")
-    spec = policies[0].get("spec", {}) if policies else {}
-    everywhere = _driver_nodes(expected, evidence)
-    where = ("cluster/daemonsets.apps.json",)
-    blamed = ""
-    for key, name in OPERANDS:
-        if not spec.get(key, {}).get("enabled", key == "validator"):
-            continue
-        subject = Subject("object", name)
-        wanted = _mig_nodes(expected, evidence) if key == "migManager" else everywhere
-        if key == "migManager" and not wanted:
-            yield skipped(subject, "no GPU here can be partitioned (MIG)")
-            continue
-        one = evidence.find("daemonsets.apps", name)
-        status = one.get("status", {}) if one else {}
-        desired, ready = status.get("desiredNumberScheduled", 0), status.get("numberReady", 0)
-        if one is not None and ready >= desired >= wanted > 0:
-            yield passed(subject, f"{ready} of {desired} ready")
-            continue
-        lacking = one is None or desired < wanted
-        yield Finding(
-            Status.FAIL,
-            subject,
-            "WantsTooFewPods" if lacking else "PodsNotReady",
-            "operand does not run on every GPU node" if lacking else "operand is not ready",
-            f"{ready} ready, {desired} wanted, {wanted} GPU nodes" + (f"; it waits for {blamed}" if blamed else ""),
-            expected=str(wanted),
-            observed=str(min(ready, desired)),
-            evidence=where,
-        )
-        blamed = blamed or name
-    if not policies:
-        yield Finding(
-            Status.UNPROVEN,
-            Subject("cluster", expected.cluster.name),
-            "NoPolicy",
-            "no ClusterPolicy to compare with",
-        )
 
 
 @check(
@@ -141,7 +163,7 @@ def operands(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     fix="Compare with the node: nvidia-smi -L there, then dmesg for Xid 79 and PCI errors.",
     avoid="Do not start multi-node jobs before the node is out or mended; one would hang pending.",
     needs=("nodes",),
-    after=("nodes.present", "nodes.ready", "nfd.labels", "gpu.policy", "gpu.operands", "release.installed"),
+    after=(*NODES, *OPERATOR, "nfd.labels", "gpu.operands", "gpu.policy/cluster/*"),
 )
 def gpu_allocatable(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """nvidia.com/gpu per node."""
@@ -180,7 +202,7 @@ def gpu_allocatable(expected: Expected, evidence: Evidence) -> Iterator[Finding]
     source="install facts 2.9",
     fix="Correct inventory, or send the machine back.",
     needs=("nodes",),
-    after=("nodes.ready", "gpu.operands", "gpu.allocatable"),
+    after=(*NODES, *OPERATOR, "nfd.labels", "gpu.operands", "gpu.policy/cluster/*", "gpu.allocatable"),
 )
 def product(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """GFD's product label."""
@@ -208,16 +230,32 @@ def product(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
             )
 
 
-def _driver_nodes(expected: Expected, evidence: Evidence) -> int:
-    """GPU nodes that exist and are not excused: how many pods each operand must want."""
-    return sum(not _excused(one) for one, _ in expected.gpu_nodes(evidence.objects("nodes")))
+def _excuse(policy: Object, expected: Expected, evidence: Evidence) -> str:
+    """Why a ClusterPolicy need not be in order while spot nodes are away; the operands are judged by themselves."""
+    nodes = evidence.objects("nodes")
+    ready, error = condition(policy, "Ready") or {}, condition(policy, "Error") or {}
+    if expected.gone(nodes) and {ready.get("reason"), error.get("reason")} & {"OperandNotReady", "DriverNotReady"}:
+        return "an operand waits for spot nodes that are away, which inventory allows"
+    spot = all(group.capacity == "spot" for group in expected.cluster.groups)
+    if spot and not expected.gpu_nodes(nodes) and ready.get("status") == "True":
+        return "every GPU node is a spot node and away, which inventory allows"
+    return ""
 
 
-def _mig_nodes(expected: Expected, evidence: Evidence) -> int:
-    """GPU nodes that can partition their GPUs: MIG manager runs on these alone (install facts 2.9)."""
-    nodes = expected.gpu_nodes(evidence.objects("nodes"))
-    return sum(labels_of(one).get("nvidia.com/mig.capable") == "true" for one, _ in nodes if not _excused(one))
+def _homes(key: str, expected: Expected, evidence: Evidence) -> list[Object]:
+    """The GPU nodes on which an operand belongs."""
+    nodes = [one for one, _ in expected.gpu_nodes(evidence.objects("nodes"))]
+    nodes = [one for one in nodes if labels_of(one).get("nvidia.com/gpu.deploy.operands") != "false"]
+    if key == "driver":
+        # The driver manager's word for a node whose host brings the driver (install facts 2.8).
+        return [one for one in nodes if labels_of(one).get("nvidia.com/gpu.deploy.driver") != "pre-installed"]
+    if key == "migManager":
+        # It runs where GPUs can be partitioned alone (install facts 2.9).
+        return [one for one in nodes if labels_of(one).get("nvidia.com/mig.capable") == "true"]
+    return nodes
 
 
-def _excused(one: Object) -> bool:
-    return labels_of(one).get("nvidia.com/gpu.deploy.operands") == "false"
+def _told(policy: Object) -> str:
+    """What the operator complains of."""
+    told = (condition(policy, "Error") or {}).get("message") or (condition(policy, "Ready") or {}).get("message")
+    return str(told or "")

@@ -1,9 +1,11 @@
-"""NCCL all-reduce: did it run, over which transport, how fast, and were the sums right."""
+"""NCCL all-reduce: did it run, over which transport and rails, and what did it complain of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+from gpuready.charts_values.inventory import Group
 
 from .. import nccl
 from ..acceptance.verdicts import cut_short
@@ -12,9 +14,10 @@ from ..expected import Expected
 from ..model import Finding, Status, Subject
 from ..nccl_evidence import NcclRun, runs
 from ..registry import check
-from .subjects import name_of, node, passed, skipped
+from .subjects import NODES, PROBES, name_of, node, passed, skipped
 
-_UPSTREAM = ("probes.run", "nodes.present", "nodes.ready", "gpu.allocatable", "smi.pod", "smi.gpus")
+_UPSTREAM = (*PROBES, *NODES, "nodes.schedulable", "gpu.allocatable", "smi.pod", "smi.gpus")
+_PEERS_DOING = ("PeerFellBack", "PeerLacksRails")
 
 
 @check(
@@ -34,10 +37,13 @@ def nccl_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     done = runs(evidence)
     off = str(evidence.about.get("nccl_off") or "")
     cluster = Subject("cluster", expected.cluster.name)
+    short = _short_of_spot(expected, evidence)
+    alone = {name_of(one) for one, group in expected.gpu_nodes(evidence.objects("nodes")) if group.name in short}
     for name, reason in sorted(evidence.about.get("nccl_excluded", {}).items()):
         yield Finding(
             Status.UNPROVEN, node(name), "LeftOut", "node took no part in the NCCL runs", reason,
-            fix="Mend or free the node, then run gpuready accept again.", required=not off.startswith("deselected"),
+            fix="Mend or free the node, then run gpuready accept again.",
+            required=name not in alone and not off.startswith("deselected"),
         )  # fmt: skip
     if not done:
         if off.startswith("deselected") or expected.node_count < 2:
@@ -45,11 +51,13 @@ def nccl_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
         else:
             why = off or cut_short(evidence)
             fix = "Free two nodes." if off else "Run gpuready accept again."
-            yield Finding(Status.UNPROVEN, cluster, "NotRun", "NCCL did not run", why, fix=fix)
+            # Where inventory lets nodes be away, those that are left may each be alone.
+            needed = any(group.count > 1 and group.name not in short for group in expected.cluster.groups)
+            yield Finding(Status.UNPROVEN, cluster, "NotRun", "NCCL did not run", why, fix=fix, required=needed)
     for run in done:
         bad = [pod for pod in run.pods if pod.exit_code != 0]
         facts = run.report.to_json()
-        subject = _subject(run, expected)
+        subject = subject_of(run, expected)
         where = tuple(f"logs/{run.workload}/{pod.pod}.log" for pod in (bad or list(run.pods))[:1])
         unfinished = len(run.pods) < len(run.nodes) or any(pod.exit_code is None for pod in run.pods)
         if unfinished and cut_short(evidence) and all(pod.exit_code in (0, None) for pod in run.pods):
@@ -95,7 +103,7 @@ def nccl_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
 def nccl_transport(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """One verdict per node over all runs; the worst one counts."""
     done = runs(evidence)
-    groups = {name_of(one): group for one, group in expected.gpu_nodes(evidence.objects("nodes"))}
+    groups = groups_of(expected, evidence)
     found: dict[str, Finding] = {}
     for run in done:
         facts = run.report.to_json()
@@ -107,10 +115,41 @@ def nccl_transport(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
             if name not in found or _outweighs(finding, found[name]):
                 found[name] = finding
     if not done:
-        yield _nothing_ran(expected, evidence)
+        yield nothing_ran(expected, evidence)
     for name in sorted({name for run in done for name in run.nodes} - found.keys()):
         yield Finding(Status.UNPROVEN, node(name), "NoRecords", "the NCCL log shows nothing of the node")
     yield from found.values()
+
+
+@check(
+    "nccl.rails",
+    title="every rail carries traffic",
+    proves="No NIC is missing or silent behind a run that ended well.",
+    rule="NCCL lists as many NICs on each node as its group promises, and channels of a run use all of them.",
+    source="health facts E105",
+    fix="On that node: ibstat, then dmesg for the NIC that is missing; compare lspci -d 15b3: with a good node.",
+    avoid="Do not lower `nics` in inventory to make it pass.",
+    needs=("pods", "nodes"),
+    after=("nccl.run", "rdma.allocatable", "nccl.transport", "nccl.rails"),
+    phase="accept",
+    tier="fabric",
+)
+def nccl_rails(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """NICs that NCCL lists and uses, per node over all runs; the worst one counts."""
+    groups = groups_of(expected, evidence)
+    found: dict[str, Finding] = {}
+    for run in runs(evidence):
+        facts = run.report.to_json()
+        seen = {host: _listed(run, facts, host) for host in facts["hosts"]}
+        promised = {host: group.nics for host in seen if (group := groups.get(run.node(host))) and group.rdma != "none"}
+        sockets = {host for host in seen if "Socket" in (facts["networks_by_host"].get(host) or ())}
+        short = sockets | {h for h, nics in promised.items() if (listed := seen[h]) is not None and listed < nics}
+        for host in seen:
+            name = run.node(host)
+            finding = _rails(run, facts, host, promised.get(host, 0), short)
+            if name not in found or _outweighs(finding, found[name]):
+                found[name] = finding
+    yield from found.values() or [nothing_ran(expected, evidence)]
 
 
 @check(
@@ -121,7 +160,7 @@ def nccl_transport(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     source="health facts B.7 and E109",
     fix="Look at the port that the detail names: link state, counters, cable.",
     needs=("pods",),
-    after=("nccl.run", "nccl.transport"),
+    after=("nccl.run", "nccl.transport", "nccl.rails"),
     phase="accept",
     tier="fabric",
 )
@@ -129,10 +168,10 @@ def nccl_errors(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """Errors by class."""
     done = runs(evidence)
     if not done:
-        yield _nothing_ran(expected, evidence)
+        yield nothing_ran(expected, evidence)
     for run in done:
         errors: list[dict[str, Any]] = run.report.to_json()["errors"]
-        subject = _subject(run, expected)
+        subject = subject_of(run, expected)
         if not errors:
             yield passed(subject)
         for number, error in enumerate(errors):
@@ -146,107 +185,6 @@ def nccl_errors(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
                 nodes=tuple(run.node(error[key]) for key in ("host", "peer") if error.get(key)),
                 evidence=(f"logs/{run.workload}",),
             )
-
-
-@check(
-    "nccl.bandwidth",
-    title="all-reduce reaches the bandwidth of its fabric",
-    proves="The fabric carries what it was bought for.",
-    rule="Bus bandwidth at the largest size is at least 80 % of the baseline of this class of fabric (92 %: "
-    "no warning), or of the floor that inventory gives under thresholds.",
-    source="health facts C.3; inventory's `thresholds` comes first",
-    fix="Find the slow node or rail: compare gpuready accept --nccl pair on other pairs.",
-    needs=("pods", "nodes"),
-    after=("nccl.run", "nccl.transport", "nccl.errors", "rdma.allocatable"),
-    phase="accept",
-    tier="fabric",
-)
-def nccl_bandwidth(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
-    """Largest size against the floor."""
-    done = runs(evidence)
-    if not done:
-        yield _nothing_ran(expected, evidence)
-    groups = {name_of(one): group for one, group in expected.gpu_nodes(evidence.objects("nodes"))}
-    for run in done:
-        benchmark = run.report.to_json()["benchmark"]
-        seen = benchmark["max_size_busbw_gbytes_s"] if benchmark else None
-        subject = _subject(run, expected)
-        where = (f"logs/{run.workload}",)
-        if seen is None:
-            yield Finding(
-                Status.UNPROVEN,
-                subject,
-                "NoTable",
-                "the log holds no benchmark table",
-                evidence=where,
-                nodes=run.nodes,
-            )
-            continue
-        group = groups[run.nodes[0]]
-        given = expected.cluster.thresholds.get(run.workload.removeprefix("nccl-"))
-        floor = nccl.expected_floor(
-            group.gpu_product, group.nics, group.nic_gbits_s, len(run.nodes), group.rdma != "none"
-        )
-        if given is not None:
-            fail, warn, source = given, given, "inventory"
-        elif floor is not None:
-            fail, warn, source = floor.fail_gbytes_s, floor.warn_gbytes_s, floor.source
-        else:
-            yield Finding(
-                Status.UNPROVEN, subject, "NoBaseline", "no baseline is known for this class of fabric",
-                f"{seen:.1f} GB/s", observed=f"{seen:.1f} GB/s", required=False, evidence=where,
-                fix="Give a floor in GB/s under `thresholds` of the inventory entry, as pair and all.",
-            )  # fmt: skip
-            continue
-        detail = f"{seen:.1f} GB/s, floor {fail:.1f} GB/s ({source})"
-        if seen >= warn:
-            yield passed(subject, detail, evidence=where)
-            continue
-        slow = seen < fail
-        yield Finding(
-            Status.FAIL if slow else Status.WARN,
-            subject,
-            "BelowFloor" if slow else "BelowBaseline",
-            "all-reduce is slower than its fabric should be" if slow else "all-reduce is a little slow",
-            detail,
-            expected=f">= {fail:.1f} GB/s",
-            observed=f"{seen:.1f} GB/s",
-            evidence=where,
-            nodes=run.nodes,
-        )
-
-
-@check(
-    "nccl.correct",
-    title="the sums were right",
-    proves="No silent data corruption on the way.",
-    rule="The benchmark's own validation counts no wrong element.",
-    source="health facts E108",
-    fix="Take the nodes out and run dcgmi diag -r 3 on each; wrong sums are hardware until shown otherwise.",
-    avoid="Do not train on these nodes.",
-    needs=("pods",),
-    after=("nccl.run",),
-    phase="accept",
-    tier="fabric",
-)
-def nccl_correct(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
-    """#wrong and out of bounds."""
-    done = runs(evidence)
-    if not done:
-        yield _nothing_ran(expected, evidence)
-    for run in done:
-        benchmark = run.report.to_json()["benchmark"]
-        wrong = benchmark["out_of_bounds"] if benchmark else None
-        subject = _subject(run, expected)
-        if wrong is None:
-            yield Finding(Status.UNPROVEN, subject, "NotValidated", "the benchmark validated nothing", nodes=run.nodes)
-        elif wrong:
-            yield Finding(
-                Status.FAIL, subject, "WrongResults", "all-reduce returned wrong sums", f"{wrong} out of bounds",
-                expected="0", observed=str(wrong), nodes=run.nodes, evidence=(f"logs/{run.workload}",),
-            )  # fmt: skip
-        else:
-            yield passed(subject)
 
 
 def _transport(run: NcclRun, facts: dict[str, Any], host: str, name: str, rdma: bool) -> Finding:
@@ -271,6 +209,8 @@ def _transport(run: NcclRun, facts: dict[str, Any], host: str, name: str, rdma: 
         guilty = tuple(run.node(other) for other, names in facts["networks_by_host"].items() if "Socket" in names)
         cause = "its only peer fell back to TCP sockets"
         return Finding(Status.UNPROVEN, node(name), "PeerFellBack", cause, network, nodes=guilty, evidence=where)
+    elif not channels and facts["transport"]["gdr"] == "not_applicable":
+        return passed(node(name), "one NVLink domain: no channel needs a NIC", evidence=where)
     elif not channels:
         return Finding(
             Status.UNPROVEN,
@@ -285,8 +225,8 @@ def _transport(run: NcclRun, facts: dict[str, Any], host: str, name: str, rdma: 
     elif direct < channels:
         reason, cause = "PartlyGpuDirect", "some channels run without GPUDirect RDMA"
     else:
-        rails = facts["rails"].get(host) or {"used": [], "idle": []}
-        used, known = len(rails["used"]), len(rails["used"]) + len(rails["idle"])
+        rails = facts["rails"].get(host) or {"used": []}
+        used, known = len(rails["used"]), len(rails["used"]) + len(rails.get("idle") or ())
         detail = f"{network}, GPUDirect RDMA on {direct} of {channels} channels, {used} of {known} rails used"
         return passed(node(name), detail, evidence=where)
     likely = nccl.why_no_gdr(run.report)
@@ -303,18 +243,82 @@ def _transport(run: NcclRun, facts: dict[str, Any], host: str, name: str, rdma: 
     )
 
 
+def _listed(run: NcclRun, facts: dict[str, Any], host: str) -> int | None:
+    """How many RDMA NICs NCCL knows on a host; None where the log does not tell."""
+    rails = facts["rails"].get(host)
+    if rails is None or rails["idle"] is None or "Socket" in (facts["networks_by_host"].get(host) or ()):
+        return None
+    return len(rails["used"]) + len(rails["idle"])
+
+
+def _rails(run: NcclRun, facts: dict[str, Any], host: str, promised: int, short: set[str]) -> Finding:
+    """The verdict on one host's rails; ``short`` are the hosts of the run that lack NICs."""
+    subject, where = node(run.node(host)), (f"logs/{run.workload}",)
+    if not promised:
+        return passed(subject, "no RDMA expected", evidence=where)
+    if host not in facts["rails"] and facts["transport"]["gdr"] == "not_applicable":
+        return passed(subject, "one NVLink domain: no channel needs a NIC", evidence=where)
+    listed = _listed(run, facts, host)
+    used = len(facts["rails"].get(host, {}).get("used") or ())
+    if used >= promised:
+        return passed(subject, f"{used} of {promised} rails used", evidence=where)
+    if "Socket" in (facts["networks_by_host"].get(host) or ()):
+        return skipped(subject, "NCCL uses no rail of the node: it runs over sockets")
+    if listed is None:
+        return Finding(
+            Status.UNPROVEN, subject, "RailsUnknown", "the log does not tell the node's NICs", f"{used} rails used",
+            evidence=where, required=False,
+        )  # fmt: skip
+    names = _nic_names(run)
+    if listed < promised:
+        absent = sorted(set().union(*names.values()) - names.get(host, set()))
+        reason, cause = "NicMissing", "NCCL sees fewer NICs than the node should have"
+        detail = f"{listed} of {promised} rails" + (f"; not there: {', '.join(absent)}" if absent else "")
+    elif short:
+        peers = tuple(sorted(run.node(other) for other in short))
+        return Finding(
+            Status.UNPROVEN, subject, "PeerLacksRails", "rails are idle, since a peer lacks its own",
+            f"{used} of {promised} rails used", nodes=peers, evidence=where,
+        )  # fmt: skip
+    else:
+        reason, cause = "RailIdle", "NCCL leaves rails of the node idle"
+        detail = f"{used} of {promised} rails used; idle: {', '.join(map(str, facts['rails'][host]['idle']))}"
+    return Finding(
+        Status.FAIL, subject, reason, cause, detail, expected=f"{promised} rails",
+        observed=str(min(used, listed)), evidence=where,
+    )  # fmt: skip
+
+
+def _nic_names(run: NcclRun) -> dict[str, set[str]]:
+    """The names of the NICs that NCCL lists, by host."""
+    return {host: {nic.name for nic in nics} for host, nics in run.report.devices.nics.items()}
+
+
 def _outweighs(new: Finding, old: Finding) -> bool:
-    """The worse verdict counts; that a peer fell back says nothing where another run could tell."""
-    if "PeerFellBack" in (new.reason, old.reason):
-        return old.reason == "PeerFellBack"
+    """The worse verdict counts; a peer's doing says nothing where another run could tell."""
+    if new.reason in _PEERS_DOING or old.reason in _PEERS_DOING:
+        return old.reason in _PEERS_DOING
     return new.status.rank > old.status.rank
 
 
-def _subject(run: NcclRun, expected: Expected) -> Subject:
-    return Subject("pair" if run.workload == "nccl-pair" else "cluster", run.name)
+def groups_of(expected: Expected, evidence: Evidence) -> dict[str, Group]:
+    """The group of each GPU node, by the node's name."""
+    return {name_of(one): group for one, group in expected.gpu_nodes(evidence.objects("nodes"))}
 
 
-def _nothing_ran(expected: Expected, evidence: Evidence) -> Finding:
+def subject_of(run: NcclRun, expected: Expected) -> Subject:
+    """What a finding about a run is about."""
+    return Subject("cluster" if run.kind == "all" else "pair", run.name)
+
+
+def nothing_ran(expected: Expected, evidence: Evidence) -> Finding:
     """Without a run there is nothing to judge; whether that matters is nccl.run's to say."""
     cause = str(evidence.about.get("nccl_off") or "NCCL did not run")
     return skipped(Subject("cluster", expected.cluster.name), cause)
+
+
+def _short_of_spot(expected: Expected, evidence: Evidence) -> set[str]:
+    """The spot groups of which nodes are away."""
+    nodes = evidence.objects("nodes")
+    away = [group for _, group in [*expected.away(nodes), *expected.missing(nodes)]]
+    return {group.name for group in away if group.capacity == "spot"}

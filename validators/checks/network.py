@@ -1,89 +1,29 @@
-"""Cilium, NFD, the NIC policy and what pods get of RDMA."""
+"""NFD, the NIC policy and what pods get of RDMA."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..evidence import Evidence
+from gpuready.charts_values.inventory import Group
+
+from ..evidence import Evidence, Object
 from ..expected import Expected
 from ..model import Finding, Status, Subject
 from ..registry import check
-from .subjects import allocatable, labels_of, name_of, node, passed, skipped
+from ..workloads import stuck, unready
+from .releases import RELEASE_NAME
+from .subjects import NODES, allocatable, labels_of, name_of, node, passed, skipped, troubles
 
 NIC_POLICY = "nic-cluster-policy"
+NFD_RELEASE = "release.installed/*/node-feature-discovery"
+OPERATOR = "release.installed/*/network-operator"
+WAIT = "network.nvidia.com/operator.mofed.wait"
+NIC_ON_PCI = "feature.node.kubernetes.io/pci-15b3.present"
 GPU_ON_PCI = (
     "feature.node.kubernetes.io/pci-10de.present",
     "feature.node.kubernetes.io/pci-0302_10de.present",
     "feature.node.kubernetes.io/pci-0300_10de.present",
 )
-
-
-@check(
-    "cilium.nodes",
-    title="Cilium knows every node",
-    proves="The agent runs on every node and has an address range for its pods.",
-    rule="Each node has a CiliumNode object.",
-    source="install facts 1.3",
-    fix="Look at the agent on that node: kubectl -n kube-system get pods -l k8s-app=cilium -o wide",
-    needs=("nodes", "ciliumnodes.cilium.io"),
-    after=("release.installed", "nodes.ready"),
-)
-def cilium_nodes(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
-    """CiliumNode per node."""
-    if not _uses_cilium(expected, evidence):
-        yield skipped(Subject("cluster", expected.cluster.name), "Cilium is not part of this cluster")
-        return
-    known = {name_of(one) for one in evidence.objects("ciliumnodes.cilium.io")}
-    for one in evidence.objects("nodes"):
-        if name_of(one) in known:
-            yield passed(node(name_of(one)))
-        else:
-            yield Finding(
-                Status.FAIL,
-                node(name_of(one)),
-                "NoCiliumNode",
-                "Cilium does not know the node",
-                expected="a CiliumNode object",
-                observed="none",
-                evidence=("cluster/ciliumnodes.cilium.io.json",),
-            )
-
-
-@check(
-    "cilium.exclusive",
-    title="Cilium leaves other CNI files alone",
-    proves="Multus and secondary networks keep working.",
-    rule="cni-exclusive in ConfigMap kube-system/cilium-config is false.",
-    source="install facts 1.3: the agent renames other CNI files, and Multus stops without an error",
-    fix="Set cni.exclusive=false in the Cilium values, run the installer, then restart Multus.",
-    needs=("configmaps",),
-    after=("release.installed",),
-)
-def cilium_exclusive(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
-    """cni-exclusive."""
-    subject = Subject("object", "kube-system/cilium-config")
-    config = evidence.find("configmaps", "cilium-config")
-    if config is None:
-        yield (
-            skipped(subject, "Cilium is not part of this cluster")
-            if not _uses_cilium(expected, evidence)
-            else Finding(Status.UNPROVEN, subject, "NoConfig", "Cilium's configuration is not there")
-        )
-        return
-    value = (config.get("data") or {}).get("cni-exclusive", "true")
-    if value == "false":
-        yield passed(subject)
-    else:
-        yield Finding(
-            Status.FAIL,
-            subject,
-            "CniExclusive",
-            "Cilium removes other CNI configurations",
-            f"cni-exclusive is {value}",
-            expected="false",
-            observed=value,
-            evidence=("cluster/configmaps.json",),
-        )
 
 
 @check(
@@ -94,7 +34,7 @@ def cilium_exclusive(expected: Expected, evidence: Evidence) -> Iterator[Finding
     source="install facts 0.1 and 10.19: both operators bring their own unless told not to",
     fix="Set nfd.enabled=false in both operators and keep the release node-feature-discovery.",
     needs=("deployments.apps",),
-    after=("release.installed",),
+    after=(NFD_RELEASE,),
 )
 def nfd_single(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """Count of NFD masters."""
@@ -129,7 +69,7 @@ def nfd_single(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     source="install facts 2.9",
     fix="Look at the NFD worker on that node; a taint that it does not tolerate keeps it away.",
     needs=("nodes",),
-    after=("nodes.ready", "nfd.single", "release.installed"),
+    after=(*NODES, NFD_RELEASE, "release.namespace/*/node-feature-discovery", "nfd.single"),
 )
 def nfd_labels(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """PCI labels."""
@@ -156,7 +96,7 @@ def nfd_labels(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     source="install facts 3.3 and 11.10: any other name is ignored, and `ignore` of a part means not requested",
     fix="Read the part that is not ready: kubectl get nicclusterpolicy nic-cluster-policy -o yaml",
     needs=("nicclusterpolicies.mellanox.com",),
-    after=("release.installed", "nfd.labels"),
+    after=(*NODES, NFD_RELEASE, OPERATOR, "release.namespace/*/network-operator"),
 )
 def nic_policy(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """NicClusterPolicy."""
@@ -189,17 +129,59 @@ def nic_policy(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     ]
     if status.get("state") == "ready" and not waiting:
         yield passed(subject)
+    elif _waits_for_spot(expected, evidence):
+        yield skipped(subject, "it waits for spot nodes that are away, which inventory allows")
     else:
+        held = _held_up(expected, evidence)
+        told = "; ".join(waiting) or f"state {status.get('state', 'not set')}"
         yield Finding(
             Status.FAIL,
             subject,
             "PolicyNotReady",
             "the NicClusterPolicy is not ready",
-            "; ".join(waiting) or f"state {status.get('state', 'not set')}",
+            "; ".join(part for part in (troubles(held), told) if part),
             expected="ready",
             observed=str(status.get("state", "not set")),
-            evidence=where,
+            evidence=(*where, "cluster/pods.json"),
+            nodes=tuple(sorted(name for name in held if name)),
         )
+
+
+def _waits_for_spot(expected: Expected, evidence: Evidence) -> bool:
+    """Whether spot nodes are away, and all that the Network Operator wants elsewhere is ready."""
+    release = expected.release("network-operator")
+    namespace = release.namespace if release else ""
+    daemonsets = [one for one in evidence.objects("daemonsets.apps") if one["metadata"].get("namespace") == namespace]
+    nodes = evidence.objects("nodes")
+    away = any(group.rdma != "none" for _, group in expected.away(nodes)) and expected.gone(nodes) > 0
+    return away and bool(daemonsets) and not any(map(unready, daemonsets))
+
+
+@check(
+    "rdma.wait",
+    title="no node waits for its NIC driver",
+    proves="The RDMA device plugin may run on the node.",
+    rule="Label network.nvidia.com/operator.mofed.wait is not true on a node of a group with RDMA.",
+    source="install facts 3.5 and 10.10: the plugin selects mofed.wait=false; stuck true means no rdma/* resource",
+    fix="Look at the OFED pod of that node; without one the operator's word is stale: restart network-operator.",
+    avoid="Do not set the label by hand while the driver container loads modules.",
+    needs=("nodes",),
+    after=(*NODES, OPERATOR, "network.policy"),
+)
+def rdma_wait(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """The Network Operator's gate."""
+    if not expected.cluster.wants_rdma:
+        yield skipped(Subject("cluster", expected.cluster.name), "inventory expects no RDMA")
+        return
+    for one, group in expected.gpu_nodes(evidence.objects("nodes")):
+        value = labels_of(one).get(WAIT)
+        if value == "true" and group.rdma != "none":
+            yield Finding(
+                Status.FAIL, node(name_of(one)), "WaitsForDriver", "node waits for its NIC driver",
+                f"{WAIT} is true", expected="false", observed="true", evidence=("cluster/nodes.json",),
+            )  # fmt: skip
+        else:
+            yield passed(node(name_of(one)))
 
 
 @check(
@@ -208,10 +190,10 @@ def nic_policy(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     proves="Pods can ask for RDMA devices on every node that is to have them.",
     rule="Each node of a group with RDMA offers each of its rdma/* resources, in the promised count.",
     source="install facts 3.5 and 10.10; health facts E13",
-    fix="Check label pci-15b3.present, label mofed.wait (must be false) and the device selectors of the policy.",
+    fix="Check label pci-15b3.present and the device selectors of the policy; then lspci -d 15b3: on the node.",
     avoid="Do not restart the kubelet under running pods to bring the resource back.",
     needs=("nodes",),
-    after=("nodes.present", "nodes.ready", "nfd.labels", "network.policy", "release.installed"),
+    after=(*NODES, NFD_RELEASE, OPERATOR, "network.policy", "rdma.wait"),
 )
 def rdma_allocatable(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """rdma/* per node."""
@@ -219,23 +201,61 @@ def rdma_allocatable(expected: Expected, evidence: Evidence) -> Iterator[Finding
         yield skipped(Subject("cluster", expected.cluster.name), "inventory expects no rdma/* resource")
         return
     for one, group in expected.gpu_nodes(evidence.objects("nodes")):
-        for resource, wanted in group.rdma_resources.items():
-            offered = allocatable(one, resource)
-            if offered >= wanted:
-                yield passed(node(name_of(one)), f"{resource} {offered}")
-            else:
-                yield Finding(
-                    Status.FAIL,
-                    node(name_of(one)),
-                    "FewerThanExpected",
-                    "node offers no RDMA" if offered == 0 else "node offers fewer RDMA shares than expected",
-                    f"{resource}: {offered} of {wanted}",
-                    expected=str(wanted),
-                    observed=str(offered),
-                    evidence=("cluster/nodes.json",),
-                )
+        offers = {resource: allocatable(one, resource) for resource in group.rdma_resources}
+        short = [resource for resource, wanted in group.rdma_resources.items() if offers[resource] < wanted]
+        if short:
+            yield _short_of_rdma(one, group, short)
+        elif offers:
+            yield passed(node(name_of(one)), ", ".join(f"{resource} {count}" for resource, count in offers.items()))
 
 
-def _uses_cilium(expected: Expected, evidence: Evidence) -> bool:
-    planned = expected.release("cilium") is not None
-    return planned or evidence.find("daemonsets.apps", "cilium", "kube-system") is not None
+def _short_of_rdma(one: Object, group: Group, short: list[str]) -> Finding:
+    """One verdict per node, with the first of the resources that it lacks."""
+    resource, wanted = short[0], group.rdma_resources[short[0]]
+    offered = allocatable(one, resource)
+    others = [] if offered else _other_names(one, group)
+    more = f" and {len(short) - 1} more" if len(short) > 1 else ""
+    detail, fix = f"{resource}{more}: {offered} of {wanted}", None
+    if others:
+        reason, cause = "OtherName", "node offers its RDMA under another name"
+        detail += f"; offered: {', '.join(others)}"
+        fix = f"Make resourceName in the NicClusterPolicy {resource.partition('/')[2]}, or correct inventory."
+    elif offered:
+        reason, cause = "FewerThanExpected", "node offers fewer RDMA shares than expected"
+    else:
+        reason, cause = "FewerThanExpected", "node offers no RDMA"
+        if labels_of(one).get(NIC_ON_PCI) != "true":
+            detail += f"; NFD sees no NVIDIA NIC on the node ({NIC_ON_PCI})"
+    return Finding(
+        Status.FAIL,
+        node(name_of(one)),
+        reason,
+        cause,
+        detail,
+        expected=f"{resource} {wanted}",
+        observed=", ".join(others) or str(offered),
+        fix=fix,
+        evidence=("cluster/nodes.json",),
+    )
+
+
+def _other_names(one: Object, group: Group) -> list[str]:
+    """RDMA resources that a node offers and nobody promised, with their counts."""
+    offered: dict[str, str] = one.get("status", {}).get("allocatable", {})
+    return [
+        f"{key} {count}"
+        for key, count in sorted(offered.items())
+        if key.startswith("rdma/") and key not in group.rdma_resources and count != "0"
+    ]
+
+
+def _held_up(expected: Expected, evidence: Evidence) -> dict[str, str]:
+    """What the pods lack that the Network Operator made, by node."""
+    release = expected.release("network-operator")
+    found: dict[str, str] = {}
+    for one in evidence.objects("daemonsets.apps"):
+        mine = release is not None and one["metadata"]["namespace"] == release.namespace
+        by_helm = RELEASE_NAME in (one["metadata"].get("annotations") or {})
+        if mine and not by_helm and unready(one):
+            found |= {name: f"{name_of(one)}: {why}" for name, why in stuck(evidence, one).items()}
+    return found

@@ -4,57 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..acceptance.verdicts import PodVerdict, cut_short, probe_pods
+from ..acceptance.verdicts import PodVerdict, cut_short, probe_pods, refusals
 from ..evidence import Evidence
 from ..expected import Expected
-from ..model import Finding, Status, Subject
+from ..model import Finding, Status
 from ..registry import check
-from .subjects import name_of, node, passed
+from .subjects import NODES, PROBES, name_of, node, not_probed, passed
 
 WORKLOAD = "nvidia-smi"
-_UPSTREAM = ("probes.run", "nodes.present", "nodes.ready", "gpu.allocatable", "gpu.operands", "dra.slices")
-
-
-@check(
-    "probes.run",
-    title="the probes could be started, and nothing of them is left",
-    proves="What the probe pods say comes from this run, and the cluster is as it was before.",
-    rule="Every object of the run was accepted by the API server, and is gone at the end.",
-    source="platform facts K04",
-    fix="Read the API server's words in the detail: quota, admission and Pod Security speak there.",
-    phase="accept",
-)
-def probes_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
-    """The run itself."""
-    subject = Subject("cluster", expected.cluster.name)
-    failure = evidence.failures.get("acceptance")
-    left = ", ".join(evidence.about.get("leftovers") or ()) or str(evidence.about.get("cleanup_failed") or "")
-    stays = f"; its objects may still be there: {left}" if left else ""
-    if failure is not None and failure.kind == "forbidden":
-        yield Finding(
-            Status.UNPROVEN, subject, "PermissionMissing", "the identity may not start probes",
-            failure.message + stays, fix="Grant the role that `gpuready rbac accept` prints.",
-        )  # fmt: skip
-    elif failure is not None and failure.kind == "unreachable":
-        yield Finding(
-            Status.ERROR, subject, "Unreachable", "the API stopped answering while the probes ran",
-            failure.message + stays, fix="Run gpuready accept again.",
-        )  # fmt: skip
-    elif failure is not None:
-        cause = "the probes could not be run"
-        yield Finding(Status.FAIL, subject, "ProbesRefused", cause, failure.message + stays)
-    elif cut_short(evidence):
-        yield Finding(
-            Status.UNPROVEN, subject, "CutShort", "the probes were cut short", cut_short(evidence) + stays,
-            fix="Run gpuready accept again, with a longer --timeout where the time was up.",
-        )  # fmt: skip
-    elif left:
-        yield Finding(
-            Status.WARN, subject, "Leftovers", "objects of the run are still there", left,
-            fix="They go with the run's anchor Job; look again in a minute: kubectl -n gpuready get jobs,pods",
-        )  # fmt: skip
-    else:
-        yield passed(subject)
+_UPSTREAM = (*PROBES, *NODES, "nodes.schedulable", "gpu.allocatable", "gpu.operands", "dra.slices")
 
 
 @check(
@@ -71,17 +29,15 @@ def probes_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
 )
 def smi_pod(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """One verdict per expected node."""
-    ran = {pod.node or _planned_node(evidence, pod): pod for pod in probe_pods(evidence, WORKLOAD)}
+    refused = {_planned_node(evidence, f"{job}-"): why for job, why in refusals(evidence).items()}
+    ran = {pod.node or _planned_node(evidence, pod.pod): pod for pod in probe_pods(evidence, WORKLOAD)}
     for name in _expected_names(expected, evidence):
         pod = ran.get(name)
         where = (f"logs/{WORKLOAD}/{pod.pod}.log",) if pod else ()
         if pod is None:
-            reason = evidence.about.get("not_probed", {}).get(name) or cut_short(evidence)
-            reason = str(reason or "no probe pod was made for it")
-            yield Finding(
-                Status.UNPROVEN, node(name), "NotProbed", "nvidia-smi did not run on the node", reason,
-                fix="Free the node, or wait for its jobs, and run gpuready accept again.",
-            )  # fmt: skip
+            reason = evidence.about.get("not_probed", {}).get(name) or refused.get(name) or cut_short(evidence)
+            cause = "nvidia-smi did not run on the node"
+            yield not_probed(name, cause, str(reason or "no probe pod was made for it"))
         elif pod.exit_code == 0:
             yield passed(node(name), f"exit 0, {pod.message.get('gpus', '?')} GPUs", evidence=where)
         elif pod.exit_code is None and cut_short(evidence):
@@ -121,7 +77,7 @@ def smi_pod(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     source="health facts E41, E43",
     fix="On the node: nvidia-smi -L and lspci -d 10de:; a GPU in lspci alone has fallen off the driver.",
     needs=("pods", "nodes"),
-    after=("probes.run", "smi.pod", "gpu.allocatable", "gpu.product", "versions.driver"),
+    after=(*_UPSTREAM, "smi.pod", "gpu.product", "versions.driver"),
     phase="accept",
     tier="gpu",
 )
@@ -132,10 +88,7 @@ def smi_gpus(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     for name in _expected_names(expected, evidence):
         pod, group = pods.get(name), groups.get(name)
         if pod is None or group is None:
-            yield Finding(
-                Status.UNPROVEN, node(name), "NotProbed", "nvidia-smi told nothing about the node's GPUs",
-                fix="Mend what keeps the probe from running, then run gpuready accept again.",
-            )  # fmt: skip
+            yield not_probed(name, "nvidia-smi told nothing about the node's GPUs")
             continue
         seen = (
             pod.message.get("gpus"),
@@ -167,9 +120,9 @@ def _expected_names(expected: Expected, evidence: Evidence) -> list[str]:
     return sorted({*present, *named})
 
 
-def _planned_node(evidence: Evidence, pod: PodVerdict) -> str:
+def _planned_node(evidence: Evidence, pod: str) -> str:
     """The node that a pod was meant for; its affinity names it also while it is pending."""
-    return str(evidence.about.get("planned", {}).get(pod.pod.rpartition("-")[0], ""))
+    return str(evidence.about.get("planned", {}).get(pod.rpartition("-")[0], ""))
 
 
 def _label_form(product: str) -> str:

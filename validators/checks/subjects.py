@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..evidence import Object
 from ..model import Finding, Status, Subject
+
+# What is wrong with a node explains what is missing on it.
+NODES = ("nodes.present", "nodes.ready", "nodes.taints")
+
+# What keeps a probe from running explains that it told nothing.
+PROBES = ("probes.run", "probes.admitted")
 
 
 def passed(subject: Subject, detail: str = "", **more: Any) -> Finding:
@@ -19,9 +26,24 @@ def skipped(subject: Subject, cause: str, detail: str = "") -> Finding:
     return Finding(Status.SKIP, subject, "NotExpected", cause, detail, required=False)
 
 
+def not_probed(name: str, cause: str, detail: str = "", **more: Any) -> Finding:
+    """The node could not be tried out, which proves nothing."""
+    fix = "Mend or free what keeps the probe from running, then run gpuready accept again."
+    return Finding(Status.UNPROVEN, node(name), "NotProbed", cause, detail, **{"fix": fix, **more})
+
+
 def node(name: str) -> Subject:
     """A node."""
     return Subject("node", name)
+
+
+def troubles(found: Mapping[str, str]) -> str:
+    """What is wrong on some nodes, in words: the worst first, since others may only wait for it."""
+    if not found:
+        return ""
+    name, text = min(found.items(), key=lambda pair: (_waits(pair[1]), pair))
+    rest = len(found) - 1
+    return (f"{name}: {text}" if name else text) + (f" (and {rest} more)" if rest else "")
 
 
 def name_of(thing: Object) -> str:
@@ -44,3 +66,8 @@ def allocatable(thing: Object, resource: str) -> int:
     """How many of a resource a node offers to pods; 0 where it offers none."""
     value = thing.get("status", {}).get("allocatable", {}).get(resource, "0")
     return int(value) if str(value).isdigit() else 0
+
+
+def _waits(text: str) -> bool:
+    """Whether a pod only waits for its turn, as init containers do for other pods."""
+    return re.fullmatch(r"Init:\d+/\d+|ContainerCreating|PodInitializing", text) is not None

@@ -12,7 +12,8 @@ from ..evidence import Evidence
 from ..expected import Expected
 from ..model import Finding, Status, Subject
 from ..registry import check
-from .subjects import labels_of, name_of, node, passed
+from .gpu import OPERATOR
+from .subjects import NODES, labels_of, name_of, node, passed
 
 DRIVER = "nvidia.com/cuda.driver-version.full"
 
@@ -25,13 +26,14 @@ DRIVER = "nvidia.com/cuda.driver-version.full"
     source="Kubernetes version skew policy; health facts E1",
     fix="Upgrade the kubelet of that node.",
     needs=("nodes",),
+    after=("nodes.present",),
 )
 def kubelet(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """Version skew."""
     server = parts(evidence.server_version or "")[:2]
     cluster = Subject("cluster", expected.cluster.name)
     if len(server) < 2:
-        yield Finding(Status.UNPROVEN, cluster, "NoServerVersion", "the API server's version is not known")
+        yield _unknown_server(cluster)
         return
     for one in evidence.objects("nodes"):
         seen = str(one.get("status", {}).get("nodeInfo", {}).get("kubeletVersion", ""))
@@ -60,7 +62,7 @@ def kubelet(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     fix="Look at nvidia-driver-daemonset on that node; an old pod keeps the old driver until it is replaced.",
     avoid="Do not delete driver pods under running GPU jobs.",
     needs=("nodes",),
-    after=("nodes.ready", "nfd.labels", "gpu.operands", "release.version"),
+    after=(*NODES, *OPERATOR, "nfd.labels", "gpu.operands", "gpu.policy/cluster/*", "release.version/*/gpu-operator"),
 )
 def driver(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """Driver version by label."""
@@ -105,7 +107,7 @@ def kubernetes(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     server = evidence.server_version or ""
     subject = Subject("cluster", expected.cluster.name)
     if not parts(server):
-        yield Finding(Status.UNPROVEN, subject, "NoServerVersion", "the API server's version is not known")
+        yield _unknown_server(subject)
         return
     outside = [
         problem
@@ -123,3 +125,7 @@ def kubernetes(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
         )
     else:
         yield passed(subject, server)
+
+
+def _unknown_server(subject: Subject) -> Finding:
+    return Finding(Status.UNPROVEN, subject, "NoServerVersion", "the API server's version is not known")

@@ -11,16 +11,21 @@ from pathlib import Path
 from gpuready.charts_values import inventory
 from gpuready.charts_values.errors import InputError
 
-from ..collect.cluster import Read, collect
+from ..collect.cluster import RAIL_READS, Read, collect
 from ..progress import Progress
 from ..report import output
 from ..target import connect, inventory_file
 from .entry import SERVICE_CIDRS, entry_from
+from .rails import POOLS
+from .releases import INSTALLS
 
 # What a draft needs beyond the evidence of `gpuready check`.
 READS = (
+    *RAIL_READS,
     Read(SERVICE_CIDRS, "/apis/networking.k8s.io/v1/servicecidrs/kubernetes", single=True),
     Read("services", "/api/v1/namespaces/default/services/kubernetes", single=True),
+    Read(POOLS, "/apis/nv-ipam.nvidia.com/v1alpha1/ippools"),
+    Read(INSTALLS, f"/api/v1/namespaces/kube-system/configmaps/{INSTALLS}", single=True),
 )
 
 

@@ -49,7 +49,7 @@ def _table(name: str, table: Mapping[str, Any], comments: Mapping[Path, str], pa
     values, tables = [], []
     for key, value in table.items():
         here = (*path, key)
-        if isinstance(value, dict) and (key == "groups" or path == ("groups",)):
+        if isinstance(value, dict) and (key in ("groups", "networks") or path == ("groups",)):
             tables += _table(key, value, comments, here, pad + "    ")
         else:
             values.append(f"{pad}    {_literal(key)}: {_literal(value)}," + _comment(comments.get(here, "")))

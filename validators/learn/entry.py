@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network, ip_address
@@ -11,15 +10,22 @@ from urllib.parse import urlsplit
 
 from gpuready.charts_values.errors import ApiError, UnreachableError
 
-from ..checks.releases import RELEASE_NAME, RELEASE_NAMESPACE
 from ..checks.subjects import labels_of, name_of
 from ..checks.versions import DRIVER
 from ..evidence import Evidence, Object
 from .draft import Draft
 from .groups import GPU_DRIVER, SLICES, groups_of, has_gpus
+from .rails import ATTACHMENTS, MACVLANS, POOLS
+from .releases import INSTALLS, Seen, adopted, seen, without_helm
 
 SERVICE_CIDRS = "servicecidrs.networking.k8s.io"
 _POLICIES = "clusterpolicies.nvidia.com"
+_NIC_POLICIES = "nicclusterpolicies.mellanox.com"
+# What a draft is made from; whatever else could not be read does not matter here.
+_SOURCES = {
+    *("nodes", "namespaces", "configmaps", "services", "daemonsets.apps", "deployments.apps"),
+    *(_POLICIES, _NIC_POLICIES, SLICES, SERVICE_CIDRS, INSTALLS, MACVLANS, ATTACHMENTS, POOLS),
+}
 _CONTROL_PLANE = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
 _SHOWN = 8
 
@@ -35,7 +41,7 @@ def entry_from(evidence: Evidence, name: str, *, kubeconfig: str | None = None, 
         raise ApiError(text, 403) if failure.kind == "forbidden" else UnreachableError(text)
     nodes = evidence.objects("nodes")
     gpu_nodes = [node for node in nodes if has_gpus(node, evidence)]
-    releases = _releases(evidence)
+    releases = seen(evidence)
     draft = Draft(name, notes=_notes(evidence, nodes, gpu_nodes, releases))
     draft.put("kubeconfig", kubeconfig)
     draft.put("context", context)
@@ -50,9 +56,7 @@ def entry_from(evidence: Evidence, name: str, *, kubeconfig: str | None = None, 
     draft.put("driver_version", *_driver_version(evidence, gpu_nodes))
     draft.put("driver_owner", *_driver_owner(evidence, gpu_nodes))
     draft.put("dra", *_dra(evidence))
-    if releases:
-        names = ", ".join(sorted({one for one, _, _ in releases}))
-        draft.put("adopt", None, f"fill in: those of {names} that gpuready did not install and shall take over")
+    draft.put("adopt", *adopted(evidence, releases))
     groups = groups_of(gpu_nodes, evidence)
     draft.entry["groups"] = {key: group for key, (group, _) in groups.items()}
     for key, (_, comments) in groups.items():
@@ -66,7 +70,7 @@ def entry_from(evidence: Evidence, name: str, *, kubeconfig: str | None = None, 
 
 
 def _notes(
-    evidence: Evidence, nodes: Sequence[Object], gpu_nodes: Sequence[Object], releases: list[tuple[str, str, str]]
+    evidence: Evidence, nodes: Sequence[Object], gpu_nodes: Sequence[Object], releases: Sequence[Seen]
 ) -> list[str]:
     kubelets = Counter(str(one.get("status", {}).get("nodeInfo", {}).get("kubeletVersion", "?")) for one in nodes)
     versions = ", ".join(f"{version} on {number}" for version, number in sorted(kubelets.items()))
@@ -74,23 +78,12 @@ def _notes(
         f"Drafted from {evidence.about.get('server')}. Review every line.",
         f"Kubernetes {evidence.server_version or 'of unknown version'}, kubelet {versions or 'unknown'}; "
         f"{len(nodes)} nodes, {len(gpu_nodes)} with GPUs.",
-        *(f"Helm release {name} {version} in {namespace}." for name, namespace, version in releases),
+        *(f"Helm release {one.name} {one.version or 'of unknown version'} in {one.namespace}." for one in releases),
+        *without_helm(evidence),
     ]
-    lost = [key for key, failure in sorted(evidence.failures.items()) if failure.kind != "absent"]
+    failures = sorted(evidence.failures.items())
+    lost = [key for key, failure in failures if failure.kind != "absent" and key in _SOURCES]
     return notes + ([f"Could not be read: {', '.join(lost)}."] if lost else [])
-
-
-def _releases(evidence: Evidence) -> list[tuple[str, str, str]]:
-    """Name, namespace and chart version of each release that shows itself on a Deployment or a DaemonSet."""
-    found: dict[tuple[str, str], str] = {}
-    for key in ("deployments.apps", "daemonsets.apps"):
-        for one in evidence.objects(key):
-            notes = one["metadata"].get("annotations") or {}
-            if RELEASE_NAME in notes:
-                chart = re.search(r"-(v?\d.*)$", labels_of(one).get("helm.sh/chart", ""))
-                version = chart[1] if chart else labels_of(one).get("app.kubernetes.io/version", "of unknown version")
-                found.setdefault((notes[RELEASE_NAME], notes.get(RELEASE_NAMESPACE, "?")), version)
-    return [(name, namespace, version) for (name, namespace), version in sorted(found.items())]
 
 
 def _platform(nodes: Sequence[Object]) -> tuple[str, str]:
@@ -188,7 +181,7 @@ def _driver_owner(evidence: Evidence, gpu_nodes: Sequence[Object]) -> tuple[str,
 
 
 def _ofed_owner(evidence: Evidence) -> tuple[str, str]:
-    policies = evidence.objects("nicclusterpolicies.mellanox.com")
+    policies = evidence.objects(_NIC_POLICIES)
     if any(one.get("spec", {}).get("ofedDriver") for one in policies):
         return "operator", ""
     return "inbox", "fill in: inbox, or host where DOCA-OFED is installed on the machines"

@@ -11,6 +11,7 @@ from ..checks.gpu import GPU, PRODUCT
 from ..checks.network import GPU_ON_PCI
 from ..checks.subjects import labels_of, name_of
 from ..evidence import Evidence, Object
+from .rails import MACVLANS, networks
 
 # Groups of more nodes than this are described by a label.
 NAMED_NODES = 32
@@ -20,16 +21,20 @@ SLICES = "resourceslices.resource.k8s.io"
 _INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 _GPU_RESOURCES = (GPU, "nvidia.com/mig-")
 _RESOURCES = ("nvidia.com/", "mellanox.com/", "rdma/")
-_SPOT = {
-    "karpenter.sh/capacity-type": "spot",
-    "eks.amazonaws.com/capacityType": "SPOT",
-    "cloud.google.com/gke-spot": "true",
-    "kubernetes.azure.com/scalesetpriority": "spot",
-}
+# Labels that a platform puts on nodes which it may take away; some put a taint of the same key and value.
+_SPOT = (
+    ("karpenter.sh/capacity-type", "spot"),
+    ("eks.amazonaws.com/capacityType", "SPOT"),
+    ("cloud.google.com/gke-spot", "true"),
+    ("cloud.google.com/gke-preemptible", "true"),
+    ("kubernetes.azure.com/scalesetpriority", "spot"),
+    ("node.kubernetes.io/lifecycle", "spot"),
+    ("node-role.kubernetes.io/spot-worker", "true"),
+)
 # Others put these on and take them off; a platform does not tolerate them.
 _PASSING_TAINTS = (
-    *("node.kubernetes.io/", "node.cilium.io/", "node.cloudprovider.kubernetes.io/", "karpenter.sh/"),
-    *("ToBeDeleted", "DeletionCandidate"),
+    *("node.kubernetes.io/", "node.cilium.io/", "node.cloudprovider.kubernetes.io/"),
+    *("karpenter.sh/disrupt", "karpenter.sh/unregistered", "ToBeDeleted", "DeletionCandidate"),
 )
 _NIC_ON_PCI = re.compile(r"feature\.node\.kubernetes\.io/pci-(?:(\d{4})_)?15b3\.present")
 _MODEL = re.compile(r"(?<![A-Z0-9])[A-Z]{1,2}\d{2,4}[A-Z]?(?![A-Z0-9])")
@@ -55,16 +60,17 @@ def groups_of(gpu_nodes: Sequence[Object], evidence: Evidence) -> dict[str, tupl
     products: dict[str, Counter[str]] = {}
     for one in gpu_nodes:
         products.setdefault(_machine(one), Counter()).update(filter(None, [labels_of(one).get(PRODUCT)]))
-    members: dict[tuple[str, str], list[Object]] = {}
+    members: dict[tuple[str, str, str], list[Object]] = {}
     for one in gpu_nodes:
         known = products[_machine(one)]
         # A node that lost its labels belongs to its like, where there is one kind only.
         product = labels_of(one).get(PRODUCT) or (next(iter(known)) if len(known) == 1 else "")
-        members.setdefault((product, _machine(one)), []).append(one)
+        members.setdefault((product, _machine(one), _spot(one)[0]), []).append(one)
+    reserved = {product for product, _, spot in members if not spot}
     groups: dict[str, tuple[dict[str, Any], Comments]] = {}
-    for (product, _), nodes in sorted(members.items()):
+    for (product, _, spot), nodes in sorted(members.items()):
         model = _MODEL.search(product)
-        base = name = model[0].lower() if model else "gpu"
+        base = name = (model[0].lower() if model else "gpu") + ("-spot" if spot and product in reserved else "")
         number = 1
         while name in groups:
             number += 1
@@ -77,18 +83,32 @@ def _machine(node: Object) -> str:
     return labels_of(node).get(_INSTANCE_TYPE, "")
 
 
+def _spot(node: Object) -> tuple[str, str]:
+    """The label, or else the taint, by which a platform says that it may take a node away; empty without one."""
+    labels = labels_of(node)
+    taints = {(taint["key"], taint.get("value", "")) for taint in node["spec"].get("taints") or ()}
+    for key, value in _SPOT:
+        if labels.get(key) == value or (key, value) in taints:
+            return key, value
+    return "", ""
+
+
 def _group(
     product: str, nodes: Sequence[Object], gpu_nodes: Sequence[Object], evidence: Evidence
 ) -> tuple[dict[str, Any], Comments]:
     group: dict[str, Any] = {}
     comments: Comments = {}
-    spot = all(any(labels_of(one).get(key) == value for key, value in _SPOT.items()) for one in nodes)
-    machine = _machine(nodes[0])
-    alone = bool(machine) and sum(_machine(one) == machine for one in gpu_nodes) == len(nodes)
-    if alone and (spot or len(nodes) > NAMED_NODES):
-        group |= {"count": len(nodes), "selector": {_INSTANCE_TYPE: machine}}
+    key, value = _spot(nodes[0])
+    selector = {_INSTANCE_TYPE: _machine(nodes[0])} if _machine(nodes[0]) else {}
+    if key in labels_of(nodes[0]):
+        selector |= {key: value}
+    alike = sum(selector.items() <= labels_of(one).items() for one in gpu_nodes) == len(nodes)
+    if selector and alike and (key or len(nodes) > NAMED_NODES):
+        group |= {"count": len(nodes), "selector": selector}
     else:
         group["nodes"] = [name_of(one) for one in nodes]
+        if key:
+            comments["nodes"] = "check: spot nodes come under new names; `count` and `selector` (labels) would hold"
     group["gpu_product"] = product
     if not product:
         comments["gpu_product"] = f"fill in: no node has label {PRODUCT}, which GFD sets"
@@ -96,16 +116,21 @@ def _group(
     shares = [key for key in group["resources"] if key.startswith("rdma/")]
     nics = {found[1] for one in nodes for label in labels_of(one) if (found := _NIC_ON_PCI.fullmatch(label))}
     if shares:
-        group["rdma"], comments["rdma"] = _link(nics)
+        group["rdma"], comments["rdma"] = _link(nics, evidence)
         rails = f"; {len(shares)} by its resources" if shares[1:] else ""
         comments["nics"] = f"fill in: how many rails a node has{rails}"
         comments["nic_gbits_s"] = "fill in: the line rate of one rail in Gb/s"
+        if group["rdma"] == "roce":
+            rails_there, comments["networks"] = networks(evidence, shares)
+            if rails_there:
+                group["networks"] = rails_there
     elif nics:
         comments["rdma"] = (
             "fill in: ib or roce where RDMA is wanted; there are NVIDIA NICs (pci-15b3) and no rdma/* resource"
         )
-    if spot:
+    if key:
         group["capacity"] = "spot"
+        comments["capacity"] = f"check: by {key}={value}; the platform may take these nodes away"
     if taints := _taints(nodes):
         group["taints"] = taints
     return group, {key: text for key, text in comments.items() if text}
@@ -154,13 +179,15 @@ def _resources(nodes: Sequence[Object], evidence: Evidence) -> tuple[dict[str, i
     return usual, f"check: {', '.join(others[:_SHOWN])}{more}" if others else ""
 
 
-def _link(classes: Iterable[str | None]) -> tuple[str, str]:
+def _link(classes: Iterable[str | None], evidence: Evidence) -> tuple[str, str]:
     """By the PCI class of the NICs where NFD labels it: 0207 is InfiniBand, 0200 Ethernet."""
     known = set(classes)
     if "0207" in known:
         return "ib", "guess: by the PCI class 0207 of its NICs"
     if "0200" in known:
         return "roce", "guess: by the PCI class 0200 of its NICs"
+    if evidence.objects(MACVLANS):
+        return "roce", "guess: by its MacvlanNetworks, which Ethernet rails have"
     return "ib", "fill in: ib or roce; the labels do not tell the link layer"
 
 

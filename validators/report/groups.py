@@ -1,4 +1,4 @@
-"""Puts like results together: one entry per check, status and cause."""
+"""Puts like results together: one entry per check, status and cause, apart from what follows."""
 
 from __future__ import annotations
 
@@ -27,8 +27,13 @@ class ResultGroup:
 
     @property
     def subjects(self) -> str:
-        """The subjects' names, folded."""
-        return fold(result.finding.subject.name for result in self.results)
+        """The subjects' names, folded; of objects also the nodes concerned."""
+        placed: dict[str, list[str]] = {}
+        for result in self.results:
+            found = result.finding
+            nodes = fold(found.nodes) if found.subject.kind == "object" else ""
+            placed.setdefault(nodes, []).append(found.subject.name)
+        return ", ".join(fold(names) + (f" on {nodes}" if nodes else "") for nodes, names in placed.items())
 
     @property
     def count(self) -> str:
@@ -48,8 +53,9 @@ class ResultGroup:
 
 
 def group(results: Iterable[Result]) -> list[ResultGroup]:
-    """Groups in the order of their first result."""
-    found: dict[tuple[str, Status, str], list[Result]] = {}
+    """Groups in the order of their first result; what follows stands apart from what does not."""
+    found: dict[tuple[str, Status, str, bool], list[Result]] = {}
     for result in results:
-        found.setdefault((result.check, result.status, result.finding.cause), []).append(result)
+        key = (result.check, result.status, result.finding.cause, result.caused_by is None)
+        found.setdefault(key, []).append(result)
     return [ResultGroup(tuple(members)) for members in found.values()]

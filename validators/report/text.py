@@ -77,15 +77,18 @@ def _answer(run: Run, bad: list[ResultGroup]) -> Text:
     elif run.verdict == "incomplete":
         out.append(" nothing was judged")
     else:
-        out.append(f" {run.kind}: {_good(run)}")
+        out.append(f" {run.kind}: {_good(run, bad)}")
     return out
 
 
-def _good(run: Run) -> str:
+def _good(run: Run, bad: list[ResultGroup]) -> str:
     nodes = {r.finding.subject.name for r in run.results if r.finding.subject.kind == "node"}
-    warned = run.counts["warn"]
     text = f"{len({r.check for r in run.results})} checks on {len(nodes)} nodes"
-    return text + (f", {warned} warnings" if warned else "")
+    warned = run.counts["warn"]
+    if not warned:
+        return text
+    first = next(one for one in bad if one.first.status is Status.WARN)
+    return f"{text}, {warned} warning{'s' if warned > 1 else ''}: {first.first.check} ({first.subjects})"
 
 
 def _entry(one: ResultGroup) -> list[Text]:
