@@ -8,8 +8,8 @@ GpureadyError             base: one line for people, exit code 2
  +- ToolError             a program we call (helm, go, an engine process) failed
  +- DeadlineError         a wait reached its deadline
 
-Foreign errors become one of these at one edge each: charts_values/kube.py for the API, deploys/helm.py for
-helm, rehearsal/processes.py for the engine.
+Foreign errors become one of these at one edge each: charts_values/kube.py and kubeconfig.py for the API,
+deploys/helm.py for helm, rehearsal/processes.py for the engine.
 """
 
 from __future__ import annotations

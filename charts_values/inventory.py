@@ -11,14 +11,17 @@ import json
 import os
 import runpy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import fields
 from .errors import GpureadyError, InputError
+from .groups import Group as Group
+from .groups import RailNetwork as RailNetwork
+from .groups import check_networks, parse_group
 
 DEFAULT_CLUSTER = "rehearsal"
 STATE_SCHEMA = 1
@@ -30,49 +33,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "driver_owner": ("operator", "host"),
     "ofed_owner": ("operator", "host", "inbox"),
     "dra": ("off", "compute-domains", "gpus"),
-    "rdma": ("ib", "roce", "none"),
-    "capacity": ("reserved", "spot"),
 }
-
-
-@dataclass(frozen=True)
-class Group:
-    """Nodes that are promised to be alike.
-
-    ``resources`` maps extended resources to the count that each node must offer. ``nic_gbits_s`` is the
-    line rate of one NIC in Gb/s. A node belongs to the group when ``nodes`` names it or, where ``nodes`` is
-    empty, when it carries every label of ``selector``.
-    """
-
-    name: str
-    count: int
-    gpu_product: str
-    resources: Mapping[str, int]
-    nodes: tuple[str, ...] = ()
-    selector: Mapping[str, str] = field(default_factory=dict)
-    nics: int = 0
-    nic_gbits_s: float = 0.0
-    rdma: str = "none"
-    capacity: str = "reserved"
-    taints: tuple[Mapping[str, str], ...] = ()
-
-    @property
-    def gpus(self) -> int:
-        """GPUs of one node."""
-        return self.resources.get("nvidia.com/gpu", 0)
-
-    @property
-    def rdma_resources(self) -> dict[str, int]:
-        """The resources that give a pod its RDMA devices."""
-        return {key: count for key, count in self.resources.items() if key.startswith("rdma/")}
-
-    def holds(self, node: Mapping[str, Any]) -> bool:
-        """Whether a Node object belongs to this group."""
-        meta = node.get("metadata", {})
-        if self.nodes:
-            return meta.get("name") in self.nodes
-        labels = meta.get("labels", {})
-        return bool(self.selector) and all(labels.get(key) == value for key, value in self.selector.items())
 
 
 @dataclass(frozen=True)
@@ -122,6 +83,11 @@ class Cluster:
         return any(group.rdma != "none" for group in self.groups)
 
     @property
+    def networks(self) -> tuple[RailNetwork, ...]:
+        """The secondary networks of all groups, each once."""
+        return tuple({one.name: one for group in self.groups for one in group.networks}.values())
+
+    @property
     def values_folder(self) -> Path | None:
         """``charts_values/<cluster>`` beside `inventory`, where it exists."""
         folder = self.folder / "charts_values" / self.name if self.folder else None
@@ -138,18 +104,22 @@ def parse(name: str, entry: Mapping[str, Any], folder: Path | None = None) -> Cl
     unknown = sorted(set(entry) - known)
     if unknown:
         raise InputError(f"{where}: unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}")
-    _check_choices(where, entry)
-    groups = tuple(_group(where, key, value) for key, value in _table(where, entry, "groups").items())
-    if not groups:
-        raise InputError(f"{where}: `groups` is empty; name at least one group of GPU nodes")
+    fields.choices(where, entry, _CHOICES)
     for key in ("pod_cidr", "service_cidr"):
-        _cidr(where, key, str(entry.get(key, "")))
+        fields.cidr(where, key, str(entry.get(key, "")))
     lists: dict[str, tuple[str, ...]] = {}
     for key in ("node_cidrs", "rail_cidrs", "management_nics", "adopt", "maintenance"):
-        lists[key] = _strings(where, key, entry.get(key, ()))
+        lists[key] = fields.strings(where, key, entry.get(key, ()))
     for key in ("node_cidrs", "rail_cidrs"):
         for cidr in lists[key]:
-            _cidr(where, key, cidr)
+            fields.cidr(where, key, cidr)
+    table = fields.table(where, entry, "groups")
+    groups = tuple(parse_group(where, key, value, lists["rail_cidrs"]) for key, value in table.items())
+    if not groups:
+        raise InputError(f"{where}: `groups` is empty; name at least one group of GPU nodes")
+    check_networks(where, groups)
+    rails = (one.cidr for group in groups for one in group.networks if one.cidr)
+    lists["rail_cidrs"] = tuple(dict.fromkeys((*lists["rail_cidrs"], *rails)))
     if not entry.get("driver_version"):
         raise InputError(f"{where}: `driver_version` is missing; the chart's own default moves between releases")
     plain = {key: value for key, value in entry.items() if key not in lists and key != "groups"}
@@ -229,67 +199,6 @@ def _rehearsal_entry(folder: Path | None) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{file} is damaged ({error}); mend it with: gpuready rehearse up") from error
     return entry
-
-
-def _group(where: str, name: str, value: Any) -> Group:
-    here = f"{where}, group {name!r}"
-    if not isinstance(value, Mapping):
-        raise InputError(f"{here} is no table")
-    known = {f.name for f in dataclasses.fields(Group)} - {"name"}
-    unknown = sorted(set(value) - known)
-    if unknown:
-        raise InputError(f"{here}: unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}")
-    _check_choices(here, value)
-    nodes = _strings(here, "nodes", value.get("nodes", ()))
-    count = value.get("count", len(nodes))
-    if not isinstance(count, int) or count < 1:
-        raise InputError(f"{here}: it has no nodes; give `nodes` (names) or `count` with `selector` (labels)")
-    if nodes and count != len(nodes):
-        raise InputError(f"{here}: `count` says {count} and `nodes` names {len(nodes)}")
-    if not nodes and not value.get("selector"):
-        raise InputError(f"{here}: say which nodes belong to it, by `nodes` (names) or `selector` (labels)")
-    for key in ("gpu_product", "resources"):
-        if not value.get(key):
-            raise InputError(f"{here}: `{key}` is missing")
-    resources = _table(here, value, "resources")
-    if not all(isinstance(number, int) and number > 0 for number in resources.values()):
-        raise InputError(f"{here}: `resources` maps names to whole numbers above 0, such as nvidia.com/gpu: 8")
-    rest = {key: value[key] for key in ("selector", "nics", "nic_gbits_s", "rdma", "capacity") if key in value}
-    return Group(
-        name=name,
-        count=count,
-        gpu_product=str(value["gpu_product"]),
-        resources=dict(resources),
-        nodes=nodes,
-        taints=tuple(dict(taint) for taint in value.get("taints", ())),
-        **rest,
-    )
-
-
-def _check_choices(where: str, value: Mapping[str, Any]) -> None:
-    for key, allowed in _CHOICES.items():
-        if key in value and value[key] not in allowed:
-            raise InputError(f"{where}: `{key}` is {value[key]!r}; it may be {', '.join(allowed)}")
-
-
-def _table(where: str, value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    table = value.get(key, {})
-    if not isinstance(table, Mapping):
-        raise InputError(f"{where}: `{key}` must be a table, not {type(table).__name__}")
-    return table
-
-
-def _strings(where: str, key: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(x, str) for x in value):
-        raise InputError(f"{where}: `{key}` must be a list of names")
-    return tuple(value)
-
-
-def _cidr(where: str, key: str, value: str) -> None:
-    try:
-        ip_network(value)
-    except ValueError as error:
-        raise InputError(f"{where}: `{key}` is {value!r}: {error}; write it like 10.244.0.0/16") from error
 
 
 def _stop(message: str) -> NoReturn:

@@ -8,14 +8,10 @@ seen, not what a model class made of it, and 1,000 nodes must not be parsed into
 from __future__ import annotations
 
 import json
-import logging
-import re
-import ssl
 import threading
 import time
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,9 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from .errors import ApiError, DeadlineError, InputError, ToolError, UnreachableError
+from . import kubeconfig as kubeconfig_file
+from .causes import cause, one_line, refused_certificate, without_secrets
+from .errors import ApiError, DeadlineError, UnreachableError
 
 Object = dict[str, Any]
 # A name of its own, because Api has a method called `list`.
@@ -36,6 +34,9 @@ PATCH_TYPES = {
     "strategic": "application/strategic-merge-patch+json",
     "apply": "application/apply-patch+yaml",
 }
+
+ANY = "application/json, */*"
+METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 
 
 class Api:
@@ -68,31 +69,7 @@ class Api:
         Raises InputError where the file, the context or the exec plugin is missing, ToolError where a plugin
         gives no credentials. A plugin may take as long as it likes: whoever has a deadline must not wait for this.
         """
-        from kubernetes import client, config
-        from kubernetes.config.config_exception import ConfigException
-
-        if kubeconfig is not None and not Path(kubeconfig).expanduser().is_file():
-            raise InputError(f"kubeconfig {kubeconfig} does not exist; name another in inventory or with --kubeconfig")
-        settings = client.Configuration()
-        settings.connection_pool_maxsize = connections
-        where = f"kubeconfig {kubeconfig}" if kubeconfig else "the default kubeconfig"
-        file = str(Path(kubeconfig).expanduser()) if kubeconfig else None
-        try:
-            with _complaints() as told:
-                config.load_kube_config(file, context, settings, persist_config=False)
-        except ConfigException as error:
-            known = _contexts(file)
-            if context is not None and known and context not in known:
-                names = ", ".join(sorted(known))
-                raise InputError(f"{where} has no context {context!r}; it has {names}") from error
-            raise InputError(f"cannot use {where}: {_one_line(str(error))}") from error
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{where} is not a kubeconfig: {_one_line(str(error))}") from error
-        if told and not (settings.api_key or settings.cert_file):
-            if absent := re.search(r"No such file or directory: '(.+)'", told[-1]):
-                raise InputError(f"{where} needs the program {absent[1]!r} (exec plugin), which is not installed")
-            raise ToolError(f"{where}: its exec plugin gave no credentials: {_one_line(told[-1])}")
-        return cls(client.ApiClient(settings), timeout)
+        return cls(kubeconfig_file.client(kubeconfig, context, connections=connections), timeout)
 
     # -- one object ---------------------------------------------------------------------------------------
 
@@ -140,6 +117,16 @@ class Api:
         items, _ = self.list_with_version(path, **query)
         return items
 
+    def list_metadata(self, path: str, **query: Any) -> Objects:
+        """The metadata of all items of a collection; the server keeps the rest, such as what Secrets hold.
+
+        A server that cannot do so answers 406, which raises ApiError.
+        """
+        query.setdefault("resourceVersion", "0")
+        answer = self._object("GET", path, query, accept=METADATA_ONLY)
+        items: Objects = answer.get("items") or []
+        return items
+
     def list_with_version(self, path: str, **query: Any) -> tuple[Objects, str]:
         """The items, and the resourceVersion from which a watch goes on."""
         query.setdefault("resourceVersion", "0")
@@ -166,7 +153,7 @@ class Api:
                     if line:
                         yield json.loads(line)
         except urllib3.exceptions.HTTPError as error:
-            raise UnreachableError(f"the watch of {path} on {self.server} broke: {_cause(error)}") from error
+            raise UnreachableError(f"the watch of {path} on {self.server} broke: {cause(error)}") from error
         finally:
             response.close()
             response.release_conn()
@@ -177,8 +164,8 @@ class Api:
 
     # -- the wire -----------------------------------------------------------------------------------------
 
-    def _object(self, method: str, path: str, *more: Any) -> Object:
-        data = self._request(method, path, *more)
+    def _object(self, method: str, path: str, *more: Any, accept: str = ANY) -> Object:
+        data = self._request(method, path, *more, accept=accept)
         try:
             answer = json.loads(data)
         except ValueError:
@@ -194,14 +181,16 @@ class Api:
         query: Mapping[str, Any],
         body: Object | Objects | None = None,
         content_type: str = "application/json",
+        *,
+        accept: str = ANY,
     ) -> bytes:
         try:
-            return self._body(self._open(method, path, query, body, content_type))
+            return self._body(self._open(method, path, query, body, content_type, accept=accept))
         except _BrokenError:
             # A load balancer may have dropped an idle connection. To read twice does no harm.
             if method != "GET":
                 raise
-        return self._body(self._open(method, path, query, body, content_type))
+        return self._body(self._open(method, path, query, body, content_type, accept=accept))
 
     def _open(
         self,
@@ -212,6 +201,7 @@ class Api:
         content_type: str = "application/json",
         *,
         read_timeout: float | None = None,
+        accept: str = ANY,
     ) -> Any:
         """The response, its body unread. What the server puts off with Retry-After is tried again in time."""
         wanted = {key: value for key, value in query.items() if value is not None}
@@ -222,7 +212,7 @@ class Api:
             end = min(end, self.deadline)
         while True:
             # One identity per request: token files and exec plugins are refreshed by the client here.
-            headers: dict[str, str] = {"Accept": "application/json, */*", "User-Agent": "gpuready"}
+            headers: dict[str, str] = {"Accept": accept, "User-Agent": "gpuready"}
             self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, None)
             if data is not None:
                 headers["Content-Type"] = content_type
@@ -249,15 +239,19 @@ class Api:
                 method, url, headers=headers, body=data, preload_content=False, retries=False, timeout=timeout
             )
         except urllib3.exceptions.NewConnectionError as error:  # it counts as a timeout in urllib3's tree
-            raise UnreachableError(f"cannot reach the API server {self.server}: {_cause(error)}") from error
+            raise UnreachableError(f"cannot reach the API server {self.server}: {cause(error)}") from error
+        except urllib3.exceptions.ProxyError as error:
+            proxy = without_secrets(str(self._client.configuration.proxy))
+            text = f"cannot reach the API server {self.server} through the proxy {proxy}: {cause(error)}"
+            raise UnreachableError(text) from error
         except urllib3.exceptions.TimeoutError as error:
             raise DeadlineError(f"{self.server} did not answer within {round(connect, 1):g} s") from error
         except urllib3.exceptions.SSLError as error:
-            raise UnreachableError(_refused_certificate(self.server, error)) from error
+            raise UnreachableError(refused_certificate(self.server, error)) from error
         except urllib3.exceptions.ProtocolError as error:
-            raise _BrokenError(f"{self.server} broke the connection: {_cause(error)}") from error
+            raise _BrokenError(f"{self.server} broke the connection: {cause(error)}") from error
         except urllib3.exceptions.HTTPError as error:
-            raise UnreachableError(f"cannot reach the API server {self.server}: {_cause(error)}") from error
+            raise UnreachableError(f"cannot reach the API server {self.server}: {cause(error)}") from error
 
     def _body(self, response: Any) -> bytes:
         """The body, read as it comes, so that one that trickles ends at the deadline too."""
@@ -271,7 +265,7 @@ class Api:
         except urllib3.exceptions.TimeoutError as error:
             raise DeadlineError(f"{self.server} stopped in the middle of an answer") from error
         except urllib3.exceptions.HTTPError as error:
-            raise _BrokenError(f"{self.server} broke off in the middle of an answer: {_cause(error)}") from error
+            raise _BrokenError(f"{self.server} broke off in the middle of an answer: {cause(error)}") from error
         finally:
             response.close()
         return b"".join(parts)
@@ -285,7 +279,9 @@ class Api:
             message = str(json.loads(body).get("message", ""))
         except (ValueError, AttributeError):
             message = body.decode("utf-8", errors="replace")
-        text = f"{method} {path}: {_one_line(message) or 'no message'} (HTTP {status})"
+        text = f"{method} {path}: {one_line(message) or 'no message'} (HTTP {status})"
+        if status == 404 and path == "/version":
+            text = f"{self.server} is no API server, or its path is wrong: {text}"
         if status == 500 and "typed patch object" in message:
             # How the server refuses a field that the kind does not have; asking again does not help.
             return ApiError(text, 422)
@@ -301,15 +297,6 @@ def _pause(response: Any) -> float | None:
     asked = response.headers.get("Retry-After", "")
     wait = response.status == 429 or response.status >= 500
     return max(0.1, float(asked)) if wait and asked.isdigit() else None
-
-
-def _refused_certificate(server: str, error: BaseException) -> str:
-    """Which certificate is wrong, and how."""
-    cause = error.args[0] if error.args else error
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        hint = "; renew it there, or set this machine's clock" if "expired" in cause.verify_message else ""
-        return f"the certificate of the API server {server} is refused: {cause.verify_message}{hint}"
-    return f"no TLS connection to the API server {server}: {_cause(error)}"
 
 
 def _expired(settings: Any) -> str:
@@ -332,37 +319,3 @@ def _expired(settings: Any) -> str:
             return ""
         return f"the client certificate expired on {end:%Y-%m-%d %H:%M} UTC" if end < now else ""
     return ""
-
-
-@contextmanager
-def _complaints() -> Iterator[list[str]]:
-    """What the official client logs in place of raising; kept from stderr."""
-    told: list[str] = []
-    keeper = logging.Handler(logging.ERROR)
-    keeper.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
-    logging.root.addHandler(keeper)
-    try:
-        yield told
-    finally:
-        logging.root.removeHandler(keeper)
-
-
-def _contexts(file: str | None) -> list[str]:
-    """The names of a kubeconfig's contexts; none where they cannot be read."""
-    from kubernetes import config
-    from kubernetes.config.config_exception import ConfigException
-
-    try:
-        return [str(one["name"]) for one in config.list_kube_config_contexts(file)[0]]
-    except ConfigException:
-        return []
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason of a urllib3 error, on one line."""
-    reason = getattr(error, "reason", None) or error
-    return _one_line(str(reason).rpartition(">: ")[2] or str(reason))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:400]

@@ -1,4 +1,7 @@
-"""The values of a release: the packaged file, what inventory and the cluster imply, the cluster's own file."""
+"""The values of a release: the packaged file, what inventory and the cluster imply, the cluster's own file.
+
+Of a release that is taken over, the values it has come first, and only what must be is laid over them.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +47,7 @@ def merge(*layers: Mapping[str, Any]) -> Values:
     """The layers over one another: maps merge, anything else replaces, and None deletes what lay below."""
     merged: Values = {}
     for layer in layers:
-        for key, value in layer.items():
-            if value is None:
-                merged.pop(key, None)
-            elif isinstance(value, Mapping):
-                below = merged.get(key)
-                merged[key] = merge(below if isinstance(below, Mapping) else {}, value)
-            else:
-                merged[key] = value
+        merged = _over(merged, layer)
     return merged
 
 
@@ -61,12 +57,21 @@ def values(release: Release, cluster: Cluster, observed: Observed | None = None)
     Without ``observed``, the keys that depend on it are left out. Raises InputError where the cluster's own
     file is not a YAML map.
     """
-    implied = _IMPLIED.get(release.name)
-    return merge(
-        bill.packaged(f"{release.name}.yaml"),
-        implied(cluster, observed) if implied else {},
-        own(release.name, cluster),
-    )
+    return merge(bill.packaged_values(release.key), _implied(release, cluster, observed), own(release.key, cluster))
+
+
+def taken_over(release: Release, cluster: Cluster, observed: Observed | None, theirs: Mapping[str, Any]) -> Values:
+    """The user values of an adopted release: ``theirs``, with what the platform cannot do without laid over.
+
+    Their lists get our entries beside their own. What decides over the network of a running Cilium stays theirs.
+    The cluster's own file has the last word here, too. Raises InputError as ``values`` does.
+    """
+    packaged = bill.packaged_values(release.key)
+    firm: Values = {}
+    for path in _FIRM.get(release.key, ()):
+        firm = merge(firm, _branch(packaged, path.split(".")))
+    implied = {} if release.key == "cilium" else _implied(release, cluster, observed)
+    return _over(_beside(theirs, merge(firm, implied)), own(release.key, cluster))
 
 
 def own(name: str, cluster: Cluster) -> Values:
@@ -96,11 +101,12 @@ def text(cluster: Cluster, name: str | None = None) -> str:
 
     Keys that are decided from the running cluster are named in a comment, since nothing is asked here.
     """
-    found = [one for one in documents(cluster) if name in (None, one["release"])]
+    keys = [release.key for release in bill.releases(cluster)]
+    found = [(key, one) for key, one in zip(keys, documents(cluster), strict=True) if name in (None, key)]
     if not found:
-        names = ", ".join(release.name for release in bill.releases(cluster))
+        names = ", ".join(keys)
         raise InputError(f"cluster {cluster.name!r} has no release {name!r}; it has {names}")
-    return "".join(f"---\n{_note(one)}{yaml.safe_dump(one, sort_keys=False, width=110)}" for one in found)
+    return "".join(f"---\n{_note(key)}{yaml.safe_dump(one, sort_keys=False, width=110)}" for key, one in found)
 
 
 def tolerations(cluster: Cluster) -> list[dict[str, str]]:
@@ -116,6 +122,66 @@ def tolerations(cluster: Cluster) -> list[dict[str, str]]:
             exact["effect"] = taint["effect"]
         tolerated.append(exact)
     return tolerated
+
+
+# Of the packaged values, those that a release taken over gets as well.
+_FIRM: dict[str, tuple[str, ...]] = {
+    "cilium": ("cni.exclusive", "rollOutCiliumPods", "operator.rollOutPods"),
+    "node-feature-discovery": ("master.config.extraLabelNs", "worker.config.sources.pci"),
+    "network-operator": ("nfd",),
+    "gpu-operator": ("nfd", "driver.upgradePolicy"),
+}
+
+
+def _over(below: Mapping[str, Any], layer: Mapping[str, Any]) -> Values:
+    """One layer over what lies below, whose own nulls stay: Helm keeps them, to delete a default of the chart."""
+    merged = dict(below)
+    for key, value in layer.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping):
+            under = merged.get(key)
+            merged[key] = _over(under if isinstance(under, Mapping) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _implied(release: Release, cluster: Cluster, observed: Observed | None) -> Values:
+    implied = _IMPLIED.get(release.key)
+    return implied(cluster, observed) if implied else {}
+
+
+def _branch(tree: Mapping[str, Any], path: list[str]) -> Values:
+    """The part of a tree at a path, in its place."""
+    key, *rest = path
+    if key not in tree:
+        return {}
+    return {key: _branch(tree[key], rest) if rest else tree[key]}
+
+
+def _beside(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Values:
+    """Ours over theirs, lists united: an entry of a name replaces theirs of that name, others are added."""
+    merged = dict(theirs)
+    for key, value in ours.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping):
+            merged[key] = _beside(below if isinstance(below, Mapping) else {}, value)
+        elif isinstance(value, list) and isinstance(below, list):
+            names = {one["name"] for one in value if isinstance(one, Mapping) and "name" in one}
+            kept = [one for one in below if not (isinstance(one, Mapping) and one.get("name") in names)]
+            merged[key] = kept + [one for one in value if one not in kept and not _tolerated(one, kept)]
+        else:
+            merged[key] = value
+    return merged
+
+
+def _tolerated(one: Any, others: list[Any]) -> bool:
+    """Whether a toleration says nothing that others do not say for every value and effect of its taint."""
+    if not isinstance(one, Mapping) or one.get("operator") not in ("Exists", "Equal"):
+        return False
+    wide = (other for other in others if isinstance(other, Mapping) and other.get("operator") == "Exists")
+    return any(not other.get("effect") and other.get("key", one.get("key")) == one.get("key") for other in wide)
 
 
 def _cilium(cluster: Cluster, observed: Observed | None) -> Values:
@@ -140,6 +206,9 @@ def _nfd(cluster: Cluster, observed: Observed | None) -> Values:
 def _gpu_operator(cluster: Cluster, observed: Observed | None) -> Values:
     by_operator = cluster.driver_owner == "operator"
     driver: Values = {"enabled": by_operator, "version": cluster.driver_version}
+    if cluster.maintenance:
+        # The operator replaces the drivers node by node while a maintenance lasts.
+        driver["upgradePolicy"] = {"autoUpgrade": True}
     if cluster.ofed_owner == "host":
         driver["rdma"] = {"useHostMofed": True}
     result: Values = {"daemonsets": {"tolerations": tolerations(cluster)}, "driver": driver}
@@ -185,8 +254,8 @@ _DECIDED_LATER = {
 }
 
 
-def _note(document: Values) -> str:
-    later = _DECIDED_LATER.get(document["release"])
+def _note(key: str) -> str:
+    later = _DECIDED_LATER.get(key)
     return f"# The installer adds {later}: they follow from what runs in the cluster.\n" if later else ""
 
 

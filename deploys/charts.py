@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tarfile
+import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from gpuready.charts_values.bill import Release
-from gpuready.charts_values.errors import InputError, RefusedError
+from gpuready.charts_values.errors import InputError, RefusedError, ToolError
 from gpuready.charts_values.inventory import Cluster
 
 from .helm import Helm
 
 STAND_IN = "gpuready.io/stand-in"
 VARIABLE = "GPUREADY_CHARTS"
+_DOWNLOADS = "gpuready-charts-"
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,21 @@ def folder(cluster: Cluster) -> Path | None:
     return where.resolve()
 
 
+def download_folder() -> Path:
+    """A new folder for charts; raises ToolError. Those of runs that were killed are removed."""
+    try:
+        for old in Path(tempfile.gettempdir()).glob(f"{_DOWNLOADS}*-*"):
+            pid = old.name.removeprefix(_DOWNLOADS).partition("-")[0]
+            if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+                shutil.rmtree(old, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=f"{_DOWNLOADS}{os.getpid()}-"))
+    except OSError as error:
+        where = error.filename or tempfile.tempdir or "the folder for temporary files"
+        raise ToolError(
+            f"no folder for downloaded charts: {where}: {error.strerror}; set $TMPDIR to another"
+        ) from error
+
+
 def obtain(release: Release, cluster: Cluster, helm: Helm, download: Path) -> Chart:
     """The chart of a release, verified: from the folder of charts, else downloaded into ``download``.
 
@@ -55,7 +74,10 @@ def obtain(release: Release, cluster: Cluster, helm: Helm, download: Path) -> Ch
         path = _locate(release, here)
     else:
         place = download / release.name
-        place.mkdir(parents=True, exist_ok=True)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ToolError(f"{place}: {error.strerror}; set $TMPDIR to another folder") from error
         path = helm.pull(release, place)
     return verify(release, path, rehearsal=cluster.rehearsal)
 
@@ -113,6 +135,6 @@ def _metadata(path: Path) -> dict[str, Any]:
                 member = archive.extractfile(tops[0])
                 text = member.read() if member else b""
         found = yaml.safe_load(text)
-    except (OSError, tarfile.TarError, IndexError, yaml.YAMLError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError, IndexError, yaml.YAMLError) as error:
         raise InputError(f"{path} is no Helm chart: {' '.join(str(error).split())}") from error
     return found if isinstance(found, dict) else {}

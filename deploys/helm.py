@@ -7,17 +7,20 @@ our own runs the binary directly. As nothing in it ever suspends, pyhelm3's coro
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Coroutine
+import sys
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import semver
+import yaml
 from gpuready.charts_values.bill import Release
 from gpuready.charts_values.errors import DeadlineError, GpureadyError, InputError, ToolError
 from gpuready.charts_values.inventory import STATE_FILE, Cluster
@@ -33,7 +36,10 @@ PULL_LIMIT_S = 300
 WRITE_LIMIT_S = 600
 GRACE_S = 5.0
 PENDING = ("pending-install", "pending-upgrade", "pending-rollback")
+_GOOD = ("deployed", "superseded")
 _OLDEST = semver.Version(3, 8, 0)
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _WHERE_FROM = "https://helm.sh/docs/intro/install/"
 
 
@@ -85,8 +91,33 @@ class Helm:
         return {(one.namespace, one.name): one for one in found}
 
     def values(self, installed: Installed) -> Values:
-        """The user values of a release's newest revision."""
-        return dict(_wait(self._command.get_values(installed.name, namespace=installed.namespace)))
+        """The user values of a release's revision."""
+        where = {"namespace": installed.namespace, "revision": installed.revision}
+        return dict(_wait(self._command.get_values(installed.name, **where)))
+
+    def manifest(self, installed: Installed) -> list[Values]:
+        """The objects of a release's revision, as the chart rendered them; hooks are not among them."""
+        where = {"namespace": installed.namespace, "revision": installed.revision}
+        return _objects(_wait(self._command.get_resources(installed.name, **where)))
+
+    def last_good(self, installed: Installed) -> Installed | None:
+        """The newest revision that was once deployed; None where there is none."""
+        rows = _wait(self._command.history(installed.name, namespace=installed.namespace))
+        good = [row for row in rows if row["status"] in _GOOD]
+        if not good:
+            return None
+        row = max(good, key=lambda one: int(one["revision"]))
+        return Installed(installed.name, installed.namespace, int(row["revision"]), "deployed", row["chart"])
+
+    def render(self, release: Release, chart: Path, values: Values) -> list[Values]:
+        """What an upgrade to this chart with these values would make; nothing is asked of the cluster."""
+        return _objects(
+            _wait(
+                self._command.template(
+                    release.name, chart, values, namespace=release.namespace, is_upgrade=True, no_hooks=True
+                )
+            )
+        )
 
     def install(self, release: Release, chart: Path, values: Values) -> None:
         """Install or upgrade; hooks are waited for, workloads are not."""
@@ -103,9 +134,8 @@ class Helm:
         The last one that was deployed, else the interrupted one itself: its objects are completed, and
         nothing is uninstalled.
         """
-        rows = _wait(self._command.history(installed.name, namespace=installed.namespace))
-        good = [int(row["revision"]) for row in rows if row["status"] in ("deployed", "superseded")]
-        revision = max(good, default=installed.revision)
+        good = self.last_good(installed)
+        revision = good.revision if good else installed.revision
         _wait(self._command.rollback(installed.name, revision, namespace=installed.namespace))
         return revision
 
@@ -128,6 +158,13 @@ class Helm:
         return next(iter(sorted(folder.glob("*.tgz"))))
 
 
+def _objects(documents: Iterable[Any]) -> list[Values]:
+    try:
+        return [one for one in documents if isinstance(one, dict)]
+    except yaml.YAMLError as error:
+        raise ToolError(f"helm printed what is no YAML: {' '.join(str(error).split())}") from error
+
+
 def find(cluster: Cluster) -> Path:
     """The helm binary: the rehearsal's own, else $GPUREADY_BIN, else PATH; raises InputError."""
     looked: list[str] = []
@@ -142,6 +179,9 @@ def find(cluster: Cluster) -> Path:
             return Path(found).resolve()
     if found := shutil.which("helm"):
         return Path(found).resolve()
+    for folder_name in looked:
+        if (found_file := Path(folder_name) / "helm").is_file():
+            raise InputError(f"{found_file} is not executable; make it so: chmod +x {found_file}")
     places = ", ".join([*looked, "PATH"])
     raise InputError(f"helm is missing (looked in {places}); install it: {_WHERE_FROM}, or set $GPUREADY_BIN")
 
@@ -173,6 +213,7 @@ class _Subprocess(Command):  # type: ignore[misc]
                 cwd=cwd,
                 env=_environment(),
                 start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
         except OSError as error:
             raise ToolError(f"{self._executable} cannot be run: {error.strerror}") from error
@@ -215,6 +256,12 @@ def _wait(coroutine: Coroutine[Any, Any, T]) -> T:
         raise ToolError(f"helm printed what cannot be read: {_one_line(str(error).encode())}") from error
     coroutine.close()
     raise ToolError("helm: pyhelm3 waits for an event loop; this version of it does not go with gpuready")
+
+
+def _die_with_parent() -> None:
+    """In the child: ask for SIGTERM when this process is killed, so that no helm works on behind the next run."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

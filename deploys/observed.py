@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from gpuready.charts_values import bill
 from gpuready.charts_values.bill import Release
 from gpuready.charts_values.errors import DeadlineError, UnreachableError
 from gpuready.charts_values.inventory import Cluster, Group
 from gpuready.charts_values.kube import Api, Object
-from gpuready.charts_values.resources import NIC_CLUSTER_POLICY
+from gpuready.charts_values.resources import NIC_CLUSTER_POLICY, operator_namespace
 
+from . import disruption
 from .survey import gpu_nodes
 
 Pairs = list[tuple[Object, Group]]
@@ -47,12 +49,12 @@ class Goal:
 
 
 def goal(release: Release) -> Goal:
-    """The goal of a release: its workloads rolled out, and then what they are there for."""
-    purpose = _PURPOSES[release.name]
+    """The goal of a release: its workloads rolled out, and then what they are there for, where that is known."""
+    purpose = _PURPOSES.get(release.key)
 
     def lacking(api: Api, cluster: Cluster) -> Lacking:
         nodes = api.list("/api/v1/nodes")
-        return rollout(api, release, nodes) or purpose(api, cluster, nodes)
+        return rollout(api, release, cluster, nodes) or (purpose(api, cluster, nodes) if purpose else None)
 
     return Goal(release.title, release.deadline_s, lacking)
 
@@ -105,12 +107,12 @@ def kubelets(api: Api, cluster: Cluster) -> Lacking:
     return f"kubelets are not healthy: {_names(sick)}" if sick else None
 
 
-def rollout(api: Api, release: Release, nodes: list[Object]) -> Lacking:
+def rollout(api: Api, release: Release, cluster: Cluster, nodes: list[Object]) -> Lacking:
     """All Deployments and DaemonSets of the release run their newest template.
 
-    Pods of a node whose kubelet is gone are not waited for.
+    Pods of a node whose kubelet is gone, and of a spot node that was taken away, are not waited for.
     """
-    gone = sum(_condition(node, "Ready").get("status") == "Unknown" for node in nodes)
+    gone = sum(_condition(node, "Ready").get("status") == "Unknown" or _gone(cluster, node) for node in nodes)
     found = 0
     for kind in ("deployments", "daemonsets"):
         for item in api.list(
@@ -129,7 +131,11 @@ def nic_policy(api: Api, cluster: Cluster) -> Lacking:
     """The NicClusterPolicy is ready, and every expected node offers its RDMA resources."""
     path = f"/apis/mellanox.com/v1alpha1/nicclusterpolicies/{NIC_CLUSTER_POLICY}"
     status = (api.find(path) or {}).get("status", {})
-    if status.get("state") != "ready":
+    nodes = api.list("/api/v1/nodes")
+    pairs = gpu_nodes(cluster, nodes)
+    # While spot nodes are away the operator calls what they, or no others, want not ready.
+    late = any(_gone(cluster, node) for node in nodes) or not any(group.rdma != "none" for _, group in pairs)
+    if status.get("state") != "ready" and not (late and status.get("state") == "notReady"):
         parts = [
             f"{part['name']} {part['state']}" + (f" ({part['message']})" if part.get("message") else "")
             for part in status.get("appliedStates", ())
@@ -138,12 +144,34 @@ def nic_policy(api: Api, cluster: Cluster) -> Lacking:
         return f"{NIC_CLUSTER_POLICY} is {status.get('state', 'not taken up')}" + (
             f": {', '.join(parts)}" if parts else ""
         )
-    pairs = gpu_nodes(cluster, api.list("/api/v1/nodes"))
     for resource in sorted({name for _, group in pairs for name in group.rdma_resources}):
         mine = [(node, group) for node, group in pairs if resource in group.rdma_resources]
         short = [node for node, group in mine if _offered(node, resource) < group.rdma_resources[resource]]
         if short:
             return f"{len(short)} of {len(mine)} nodes lack {resource}: {_names(map(_name, short))}"
+    return None
+
+
+def rail_networks(api: Api, cluster: Cluster) -> Lacking:
+    """Every rail network can be attached to pods, and has addresses on each node of its groups."""
+    pairs = gpu_nodes(cluster, api.list("/api/v1/nodes"))
+    namespace = operator_namespace(cluster)
+    for one in cluster.networks:
+        space, name = one.attachment
+        if one.interface:
+            found = api.find(f"/apis/mellanox.com/v1alpha1/macvlannetworks/{name}") or {}
+            status = found.get("status", {})
+            if status.get("state") != "ready":
+                why = f": {status['reason']}" if status.get("reason") else ""
+                return f"MacvlanNetwork {name} is {status.get('state', 'not taken up')}{why}"
+            pool = api.find(f"/apis/nv-ipam.nvidia.com/v1alpha1/namespaces/{namespace}/ippools/{name}") or {}
+            blocks = {block["nodeName"] for block in pool.get("status", {}).get("allocations") or ()}
+            mine = [_name(node) for node, group in pairs if one in group.networks]
+            if bare := [node for node in mine if node not in blocks]:
+                return f"{len(bare)} of {len(mine)} nodes have no addresses of IPPool {name}: {_names(bare)}"
+        path = f"/apis/k8s.cni.cncf.io/v1/namespaces/{space}/network-attachment-definitions/{name}"
+        if api.find(path) is None:
+            return f"there is no NetworkAttachmentDefinition {space}/{name}"
     return None
 
 
@@ -175,13 +203,20 @@ def _gpu_operator(api: Api, cluster: Cluster, nodes: list[Object]) -> Lacking:
     policy = api.find(f"/apis/nvidia.com/v1/clusterpolicies/{CLUSTER_POLICY}") or {}
     status = policy.get("status", {})
     ready: dict[str, Any] = next((one for one in status.get("conditions", ()) if one["type"] == "Ready"), {})
-    if status.get("state") != "ready" or ready.get("reason") != "Reconciled":
-        told = next((one for one in status.get("conditions", ()) if one["status"] == "True"), ready)
+    if late := _drivers_to_come(api, cluster, nodes):
+        return late
+    pairs = gpu_nodes(cluster, nodes)
+    told = next((one for one in status.get("conditions", ()) if one["status"] == "True"), ready)
+    reconciled = status.get("state") == "ready" and ready.get("reason") == "Reconciled"
+    # Spot nodes that are away leave operands unready; where there is no other GPU node, nothing is to reconcile.
+    excused = ("NoGPUNodes", "NFDLabelsMissing") if not pairs else ()
+    if any(_gone(cluster, node) for node in nodes):
+        excused = (*excused, "OperandNotReady", "DriverNotReady")
+    if not reconciled and told.get("reason") not in excused and not older_drivers(api, cluster, nodes):
         why = ": ".join(filter(None, (told.get("reason"), told.get("message"))))
         state = status.get("state", "not taken up")
         verb = "says ready, but" if state == "ready" else f"is {state}:"
         return f"ClusterPolicy {CLUSTER_POLICY} {verb} {why}" if why else f"ClusterPolicy {CLUSTER_POLICY} is {state}"
-    pairs = gpu_nodes(cluster, nodes)
     if cluster.dra == "gpus":
         both = [_name(node) for node, _ in pairs if _offered(node, GPU)]
         return f"{len(both)} nodes still offer {GPU}, which DRA is to serve: {_names(both)}" if both else None
@@ -194,6 +229,45 @@ def _gpu_operator(api: Api, cluster: Cluster, nodes: list[Object]) -> Lacking:
         if _offered(node, GPU) != group.gpus
     ]
     return f"{len(other)} of {len(pairs)} nodes offer another number of GPUs: {_names(other)}" if other else None
+
+
+def older_drivers(api: Api, cluster: Cluster, nodes: list[Object]) -> list[str]:
+    """Nodes outside a maintenance whose driver is of an older template than the others', and works.
+
+    The operator is not ready while there are any; that is no reason to wait.
+    """
+    pods = disruption.driver_pods(api, _namespace(cluster, "gpu-operator"))
+    outside = {pod.node for pod in pods} - disruption.maintained(cluster, nodes)
+    if any(not pod.ready or (pod.node not in outside and not pod.current) for pod in pods):
+        return []
+    return sorted(pod.node for pod in pods if pod.node in outside and not pod.current)
+
+
+def _drivers_to_come(api: Api, cluster: Cluster, nodes: list[Object]) -> Lacking:
+    """Every node under maintenance has the newest driver."""
+    expected = disruption.maintained(cluster, nodes) if cluster.driver_owner == "operator" else set()
+    if not expected:
+        return None
+    done = {
+        one.node
+        for one in disruption.driver_pods(api, _namespace(cluster, "gpu-operator"))
+        if one.current and one.ready
+    }
+    late = [
+        _name(node)
+        + (f" ({state})" if (state := _labels(node).get(disruption.STATE_LABEL, "")) == "upgrade-failed" else "")
+        for node in nodes
+        if _name(node) in expected - done
+    ]
+    return (
+        f"{len(late)} of {len(expected)} nodes under maintenance have not the new driver: {_names(late)}"
+        if late
+        else None
+    )
+
+
+def _namespace(cluster: Cluster, key: str) -> str:
+    return next(release.namespace for release in bill.releases(cluster) if release.key == key)
 
 
 def _dra_driver(api: Api, cluster: Cluster, nodes: list[Object]) -> Lacking:
@@ -249,6 +323,11 @@ def _unfinished(workload: Object, gone: int) -> Lacking:
     return None
 
 
+def _gone(cluster: Cluster, node: Object) -> bool:
+    """Whether it is a spot node that its platform has taken away."""
+    return any(group.holds(node) and group.gone(node) for group in cluster.groups)
+
+
 def _unlabelled(pairs: Pairs, labels: tuple[str, ...]) -> Lacking:
     bare = [
         node
@@ -287,6 +366,10 @@ def _offered(node: Object, resource: str) -> int:
 def _list_if_served(api: Api, path: str) -> list[Object]:
     """A collection, empty where its kind does not exist yet."""
     return list((api.find(path) or {}).get("items") or ())
+
+
+def _labels(item: Object) -> dict[str, str]:
+    return item["metadata"].get("labels") or {}
 
 
 def _name(item: Object) -> str:

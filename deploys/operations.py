@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
 from gpuready.charts_values.bill import Release
-from gpuready.charts_values.errors import ApiError, GpureadyError, RefusedError, UnreachableError
+from gpuready.charts_values.errors import GpureadyError
 from gpuready.charts_values.inventory import Cluster
 from gpuready.charts_values.kube import Api, Object
 from gpuready.charts_values.values import DRA_NODE_LABEL
@@ -18,22 +17,14 @@ from pyinfra.api.exceptions import OperationError
 from pyinfra.api.operation import operation
 from pyinfra.context import host
 
-from .changes import differences
-from .charts import Chart
-from .helm import PENDING, Helm, Installed
+from . import disruption, objects
 from .observed import Goal, wait
+from .releases import Releases
 from .survey import gpu_nodes
 
-FIELD_MANAGER = "gpuready"
 PRIVILEGED = {"pod-security.kubernetes.io/enforce": "privileged"}
-_COLLECTIONS = {
-    "Namespace": "/api/v1/namespaces",
-    "NicClusterPolicy": "/apis/mellanox.com/v1alpha1/nicclusterpolicies",
-}
 # How long an operator may take to notice that its object changed.
 HOLD_S = 5.0
-# How long a new kind may take to be served.
-KIND_S = 15.0
 Commands = Generator[FunctionCommand, None, None]
 # Releases and custom resources that existed before this run and that it has changed.
 Renewed = set[str]
@@ -44,47 +35,35 @@ def applied(api: Api, wanted: Object, renewed: Renewed) -> Commands:
     """An object by server-side apply. No change where applying it would change nothing."""
 
     def change() -> None:
-        existed = api.find(_path(wanted)) is not None
-        _apply(api, wanted)
+        existed = objects.live(api, wanted) is not None
+        objects.apply(api, wanted)
         if existed:
             renewed.add(wanted["metadata"]["name"])
 
-    difference = yield from _read(partial(_apply_difference, api, wanted))
+    difference = yield from _read(partial(objects.difference, api, wanted))
     if difference is None:
-        host.noop(f"{wanted['kind']} {wanted['metadata']['name']} is as wanted")
+        host.noop(f"{objects.title(wanted)} is as wanted")
         return
     _say(difference)
     yield _command(change)
 
 
 @operation()
-def released(
-    helm: Helm, release: Release, chart: Callable[[], Chart], values: dict[str, Any], renewed: Renewed
-) -> Commands:
-    """A Helm release with chart, version and user values; a failed or interrupted one is put right.
+def released(releases: Releases, release: Release, renewed: Renewed) -> Commands:
+    """A Helm release with chart, version and user values, and its objects as its manifest says.
 
-    ``chart`` is called only where something changes: it may have to be downloaded.
+    A failed or interrupted one is put right; nothing is uninstalled for it.
     """
 
-    def difference() -> str | None:
-        installed = helm.releases().get((release.namespace, release.name))
-        return release_difference(helm, release, installed, values)
-
     def change() -> None:
-        found = chart()
-        installed = helm.releases().get((release.namespace, release.name))
-        if installed and installed.status in PENDING:
-            revision = helm.settle(installed)
-            _say(f"{release.title}: {installed.status} ended by going to revision {revision}")
-        helm.install(release, found.path, values)
-        if installed:
-            renewed.add(release.name)
+        if releases.make(release, _say):
+            renewed.add(release.key)
 
-    what = yield from _read(difference)
-    if what is None:
-        host.noop(f"{release.title} {release.version} is installed with these values")
+    work = yield from _read(partial(releases.work, release))
+    if work.said is None:
+        host.noop(f"{release.title} {work.plan.release.version} is installed with these values")
         return
-    _say(what)
+    _say(work.said)
     yield _command(change)
 
 
@@ -126,59 +105,30 @@ def labelled_for_dra(api: Api, cluster: Cluster) -> Commands:
     yield _command(change)
 
 
-def release_difference(helm: Helm, release: Release, installed: Installed | None, values: dict[str, Any]) -> str | None:
-    """In what a release differs from the pin and the values, on one line; None where it does not."""
-    title = f"{release.title} {release.version}"
-    if installed is None:
-        return f"{title}: not installed"
-    if installed.status == "uninstalling":
-        raise RefusedError(f"{release.title} is being uninstalled; wait until `helm list -A` no longer shows it")
-    if installed.status != "deployed":
-        return f"{title}: revision {installed.revision} is {installed.status}"
-    if installed.chart != f"{release.chart}-{release.version}":
-        return f"{title}: {installed.chart} is installed"
-    found = differences(helm.values(installed), values)
-    return f"{title}: {'; '.join(found)}" if found else None
+@operation()
+def drivers_left(api: Api, names: tuple[str, ...], *, leave: bool) -> Commands:
+    """The label by which the GPU Operator leaves the driver of nodes alone: set with ``leave``, else taken away.
 
+    Set by a field manager of its own, so that a label which somebody else has set is not taken away.
+    """
 
-def _apply_difference(api: Api, wanted: Object) -> str | None:
-    title = f"{wanted['kind']} {wanted['metadata']['name']}"
-    live = api.find(_path(wanted))
-    try:
-        after = _apply(api, wanted, dryRun="All")
-    except ApiError as error:
-        if error.missing:
-            return f"{title}: its kind does not exist yet"
-        raise
-    if live is None:
-        return f"{title}: does not exist"
-    found = differences(_comparable(live), _comparable(after))
-    return f"{title}: {'; '.join(found)}" if found else None
+    def wanted(name: str) -> Object:
+        labels = {disruption.SKIP_LABEL: "true"} if leave else {}
+        return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}}
 
+    def differing() -> list[str]:
+        return [name for name in names if objects.difference(api, wanted(name), disruption.FIELD_MANAGER)]
 
-def _apply(api: Api, wanted: Object, **query: str) -> Object:
-    # Strict: a key that the kind does not have is an error, not dropped.
-    query |= {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict", "force": "true"}
-    deadline = time.monotonic() + KIND_S
-    while True:
-        try:
-            return api.patch(_path(wanted), wanted, kind="apply", **query)
-        except UnreachableError:
-            # The server says so of a kind that was defined a moment ago, until its storage is ready.
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
+    def change() -> None:
+        for name in differing():
+            objects.apply(api, wanted(name), disruption.FIELD_MANAGER)
 
-
-def _path(wanted: Object) -> str:
-    return f"{_COLLECTIONS[wanted['kind']]}/{wanted['metadata']['name']}"
-
-
-def _comparable(item: Object) -> Object:
-    """What a user may set: without status and what the server keeps in the metadata."""
-    kept = {key: value for key, value in item.items() if key not in ("metadata", "status")}
-    meta = item["metadata"]
-    return kept | {"labels": meta.get("labels") or {}, "annotations": meta.get("annotations") or {}}
+    found = yield from _read(differing)
+    if not found:
+        host.noop("the nodes are so already")
+        return
+    _say(f"{disruption.SKIP_LABEL}: {'set on' if leave else 'taken from'} {' '.join(found)}")
+    yield _command(change)
 
 
 # -- pyinfra's ways of failing ----------------------------------------------------------------------------------

@@ -16,11 +16,24 @@ from .charts import Chart
 from .survey import Survey
 
 Values = Mapping[str, Any]
+_NETWORK_KEYS = (
+    "ipam",
+    "cluster-pool-ipv4-cidr",
+    "cluster-pool-ipv4-mask-size",
+    "routing-mode",
+    "tunnel-protocol",
+    "kube-proxy-replacement",
+)
+# Older Cilium had more words for it.
+_KUBE_PROXY = {"true": "true", "strict": "true"}
 _WHOLE_TEN = ip_network("10.0.0.0/8")
 
 
 def check(cluster: Cluster, survey: Survey, planned: Sequence[Release], values: Mapping[str, Values]) -> list[str]:
-    """Every rule that needs no chart, in order. Returns notes for the user; raises RefusedError."""
+    """Every rule that needs no chart, in order. Returns notes for the user; raises RefusedError.
+
+    ``values`` are those of the planned releases, by their keys.
+    """
     identity(cluster, survey)
     networks(cluster)
     live_addresses(cluster, survey)
@@ -29,7 +42,8 @@ def check(cluster: Cluster, survey: Survey, planned: Sequence[Release], values: 
     for release in planned:
         if problem := bill.unsupported(release, survey.version):
             raise RefusedError(f"{problem}; choose another version in charts_values/charts.yaml")
-    return [*nodes(cluster, survey), *dra(cluster, survey), *rdma(cluster)]
+    rdma(cluster)
+    return [*nodes(cluster, survey), *dra(cluster, survey)]
 
 
 def identity(cluster: Cluster, survey: Survey) -> None:
@@ -101,12 +115,29 @@ def live_network(survey: Survey, cilium: Values) -> None:
         "cluster-pool-ipv4-cidr": " ".join(operator.get("clusterPoolIPv4PodCIDRList", ())),
         "cluster-pool-ipv4-mask-size": operator.get("clusterPoolIPv4MaskSize"),
         "routing-mode": cilium.get("routingMode"),
+        "kube-proxy-replacement": str(cilium.get("kubeProxyReplacement", "")).lower(),
     }
+    live = {**live, "kube-proxy-replacement": _KUBE_PROXY.get(live.get("kube-proxy-replacement", ""), "false")}
     for key, value in wanted.items():
         if value and key in live and live[key] != str(value):
             raise RefusedError(
                 f"Cilium runs with {key} {live[key]}, the values say {value}; the installer never changes this "
                 "on a live cluster, so put the running value into inventory or the values of cilium"
+            )
+
+
+def edited_network(survey: Survey, manifest: Sequence[Mapping[str, Any]]) -> None:
+    """The network's part of cilium-config is what the release (its ``manifest``) made of it.
+
+    Which of the two the agents run by, nobody knows from here; so neither is made to follow the other.
+    """
+    config = next((one for one in manifest if _is_config(one)), None)
+    for key in _NETWORK_KEYS:
+        made, live = ((data or {}).get(key) for data in ((config or {}).get("data"), survey.cilium_config))
+        if made is not None and live is not None and made != live:
+            raise RefusedError(
+                f"ConfigMap kube-system/cilium-config says {key} {live}, and release cilium made it {made}: it was "
+                "edited by hand; the installer never changes this on a live cluster, so put it back by kubectl edit"
             )
 
 
@@ -127,7 +158,7 @@ def nodes(cluster: Cluster, survey: Survey) -> Iterable[str]:
     """Each group has nodes; those that are missing are named, and left to acceptance."""
     for group in cluster.groups:
         mine = [node["metadata"]["name"] for node in survey.nodes if group.holds(node)]
-        if not mine:
+        if not mine and group.capacity != "spot":
             how = f"labels {dict(group.selector)}" if not group.nodes else f"names {', '.join(group.nodes)}"
             raise RefusedError(
                 f"group {group.name!r} of inventory has no node in the cluster ({how}); join the nodes or correct it"
@@ -155,13 +186,13 @@ def dra(cluster: Cluster, survey: Survey) -> Iterable[str]:
         yield line
 
 
-def rdma(cluster: Cluster) -> Iterable[str]:
-    """What the installer does not do for RoCE."""
+def rdma(cluster: Cluster) -> None:
+    """A RoCE rail works in a pod only with its network device; the RDMA device alone ends in TCP."""
     for group in cluster.groups:
-        if group.rdma == "roce":
-            yield (
-                f"group {group.name!r} uses RoCE: its pods also need the rails' network devices, by secondary "
-                "networks of your own or hostNetwork"
+        if group.rdma == "roce" and not group.networks and not group.host_network:
+            raise RefusedError(
+                f"group {group.name!r} uses RoCE, and inventory does not say how pods get the rails' network devices; "
+                "name them in `networks` ({'rail-0': {'interface': 'ens1f0np0'}, ...}), or set `host_network`"
             )
 
 
@@ -169,6 +200,10 @@ def _shortfall(bound: Bound, cluster: Cluster, survey: Survey) -> str:
     kubernetes = bound.of == "kubernetes"
     what = f"Kubernetes {survey.version}" if kubernetes else f"driver {cluster.driver_version}"
     return f"`dra` is {cluster.dra}: {what} is below {bound.below}, {bound.why} ({bound.source})"
+
+
+def _is_config(item: Mapping[str, Any]) -> bool:
+    return bool(item.get("kind") == "ConfigMap" and item["metadata"]["name"] == "cilium-config")
 
 
 def _pool(cilium: Values) -> Values:
