@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= auto
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
@@ -12,7 +13,7 @@ STEP = step() { title=$$1; advice=$$2; shift 2; began=$$(date +%s); printf '== %
 	"$$code" "$$title" "$$advice" >&2; exit "$$code"; }; \
 	printf '== %s: done in %s s\n' "$$title" "$$(($$(date +%s) - began))"; }
 
-.PHONY: help .venv engine rehearse down test lint types docs picture clean
+.PHONY: help .venv engine rehearse down test lint types docs picture scoreboard clean
 help:
 	@printf '%s\n' \
 	'make rehearse   a simulated GPU cluster on this machine: install, accept, report' \
@@ -21,11 +22,13 @@ help:
 	'make lint       style and types alone' \
 	'make docs       write docs/reference/checks.md from the registry' \
 	'make picture    draw docs/report.svg from a rehearsal' \
+	'make scoreboard measure every fault and healthy fleets, and write docs/reference/faults.md' \
 	'make engine     find or make the programs that a rehearsal runs (done by `make rehearse`, too)' \
 	'make .venv      the Python environment (done by all of the above, too)' \
 	'make clean      remove what was made here; the cache of the engine stays' \
 	'' \
-	'PYTHON=python3.12 chooses another Python, ARGS="..." is handed on to gpuready and pytest.'
+	'PYTHON=python3.12 chooses another Python, ARGS="..." is handed on to gpuready and pytest,' \
+	'JOBS=1 runs one test at a time.'
 
 rehearse: .venv
 	@$(BIN)/gpuready rehearse run $(ARGS)
@@ -39,7 +42,7 @@ engine: .venv
 test: lint
 	@$(BIN)/python -P -m gpuready.rehearsal.engine > /dev/null || \
 	printf "%s\n" "== the tests that need these programs are skipped"
-	@$(STEP); step 'tests' 'read the failures above; `make test ARGS="-x -k NAME"` runs fewer' $(BIN)/pytest $(ARGS)
+	@$(STEP); step 'tests' 'read the failures above; `make test ARGS="-x -k NAME"` runs fewer' $(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: .venv types
 	@$(STEP); step 'style' '`.venv/bin/ruff check --fix && .venv/bin/ruff format` mends most of it' \
@@ -59,6 +62,9 @@ docs: .venv
 
 picture: .venv
 	@$(BIN)/python -P -m gpuready.rehearsal.picture docs/report.svg
+
+scoreboard: .venv
+	@$(BIN)/python -P -m gpuready.rehearsal.scoreboard docs/reference/faults.md
 
 clean:
 	@if [ -e .rehearsal ] && [ -x $(BIN)/gpuready ]; then $(BIN)/gpuready rehearse down; fi

@@ -48,9 +48,9 @@ def plan(state_dir: Path, file: Path | str = "inventory") -> dict[str, bool]:
     return {one["name"]: bool(one["hosts_with_change"]) for one in json.loads(done.stdout)["plan"]}
 
 
-def install(state_dir: Path, file: Path | str = "inventory") -> dict[str, bool]:
+def install(state_dir: Path, file: Path | str = "inventory", **env: str) -> dict[str, bool]:
     """Each operation, in order, and whether it changed something."""
-    done = pyinfra(state_dir, "-y", "--json", file=file)
+    done = pyinfra(state_dir, "-y", "--json", file=file, **env)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["results"]["operations"]
     assert [one for one in found if one["error"]] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -84,6 +84,48 @@ def test_a_role_that_may_not_start_probes_proves_nothing(installed: State, api: 
     assert (data["verdict"], data["exit_code"]) == ("incomplete", 2)
     assert data["results"][0]["check"] == "probes.run"
     assert data["results"][0]["reason"] == "PermissionMissing"
+
+
+@pytest.fixture
+def quota(installed: State, api: Api) -> Iterator[Callable[[str], None]]:
+    """Sets a quota of the probes' namespace to 0; it is gone afterwards."""
+    path = f"{NAMESPACE}/resourcequotas"
+
+    def limit(what: str) -> None:
+        body = {
+            "apiVersion": "v1",
+            "kind": "ResourceQuota",
+            "metadata": {"name": "full"},
+            "spec": {"hard": {what: "0"}},
+        }
+        api.create(path, body)
+        until(lambda: api.get(f"{path}/full").get("status", {}).get("hard"), lambda hard: bool(hard))
+
+    yield limit
+    api.delete(f"{path}/full")
+    until(lambda: api.find(f"{path}/full"), lambda found: found is None)
+
+
+def test_pods_that_a_quota_refuses_are_not_waited_for(
+    installed: State, api: Api, quota: Callable[[str], None], tmp_path: Path
+) -> None:
+    file = kubeconfig_for(installed, "accept", tmp_path)
+    quota("pods")
+    data = report(installed, "accept", "--cluster", "rehearsal", "--kubeconfig", str(file))
+    first = data["results"][0]
+    assert (data["verdict"], first["check"], first["reason"]) == ("fail", "probes.admitted", "PodsRefused")
+    assert first["detail"].startswith("exceeded quota: full")
+    assert data["seconds"] < 60
+    assert {one["caused_by"] for one in data["results"][1:] if one["status"] == "unproven"} == {first["id"]}
+
+
+def test_objects_that_a_quota_refuses_are_no_missing_permission(
+    installed: State, api: Api, quota: Callable[[str], None]
+) -> None:
+    quota("count/jobs.batch")
+    first = report(installed, "accept")["results"][0]
+    assert (first["check"], first["status"], first["reason"]) == ("probes.run", "fail", "ProbesRefused")
+    assert "exceeded quota: full" in first["detail"]
 
 
 def test_a_busy_node_is_unproven_and_its_holder_named(installed: State, api: Api) -> None:

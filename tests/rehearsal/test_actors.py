@@ -288,8 +288,13 @@ def test_ofed_keeps_the_device_plugin_waiting(platform: Platform) -> None:
     )
     ofed = next(one for name, one in found.items() if name.startswith("mofed-"))
     assert ofed["spec"]["template"]["spec"]["nodeSelector"]["feature.node.kubernetes.io/pci-15b3.present"] == "true"
-    until(lambda: platform.offers(RDMA), lambda seen: seen == "63")
-    assert platform.labels()[wait] == "false"
+    # Both were so before; the plugin must have come back after the driver.
+    name = ofed["metadata"]["name"]
+    until(
+        lambda: [ready(pod) for pod in platform.pods(name, "nvidia-network-operator")],
+        lambda seen: seen == ["True"] * len(platform.now.nodes),
+    )
+    until(lambda: (platform.labels()[wait], platform.offers(RDMA)), lambda seen: seen == ("false", "63"))
     platform.api.patch(path, {"spec": {"ofedDriver": None}})
     until(lambda: platform.daemonsets("nvidia-network-operator"), lambda seen: set(seen) == {"rdma-shared-dp-ds"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gpuready.charts_values import bill, inventory
 from gpuready.rehearsal import controlplane, engine
 from gpuready.rehearsal.state import State
 from gpuready.validators import catalogue
@@ -25,15 +27,36 @@ BARE = ("tutorial.md",)
 
 
 def commands(page: Path) -> list[tuple[str, int]]:
-    """The lines of a page's ``sh`` blocks with the exit code that a comment may announce."""
+    """The lines of a page's ``sh`` blocks with the exit code that a comment may announce.
+
+    Blocks that are marked ``sh kubectl`` need that program, and count where this machine has it.
+    """
     found = []
-    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+    for mark, block in re.findall(r"^ *```sh( kubectl)?\n(.*?)^ *```", read(page), re.MULTILINE | re.DOTALL):
+        if mark and shutil.which("kubectl") is None:
+            continue
         for line in block.splitlines():
             command, _, comment = line.partition("  # ")
             code = re.fullmatch(r"exit (\d+)", comment.strip())
             if command.strip():
                 found.append((command.strip(), int(code.group(1)) if code else 0))
     return found
+
+
+def entries(page: Path) -> dict[str, dict[str, object]]:
+    """The inventory entries that a page's ``python`` blocks show, whole or as they stand within the table."""
+    found: dict[str, dict[str, object]] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", read(page), re.MULTILINE | re.DOTALL):
+        table = re.match(r"(?:_CLUSTERS = )?(?=[{\"])", block)
+        if table is None:
+            continue
+        text = block[table.end() :]
+        found |= ast.literal_eval(text if text.startswith("{") else "{" + text + "}")
+    return {name: entry for name, entry in found.items() if not entry.get("rehearsal")}
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -65,23 +88,22 @@ def cluster(request: pytest.FixtureRequest, binaries: engine.Binaries, tmp_path:
         yield installed.folder
 
 
-def prod_inventory(folder: Path, state: Path) -> None:
-    """An inventory with an entry `prod`, as the how-to describes it: here it is the rehearsal."""
-    (folder / "inventory").write_text(
-        (ROOT / "inventory")
-        .read_text(encoding="utf-8")
-        .replace('    "rehearsal": {"rehearsal": True},\n', '    "prod": {"rehearsal": True},\n'),
-        encoding="utf-8",
-    )
-    assert "prod" in (folder / "inventory").read_text()
+def stand_in(folder: Path, lines: list[tuple[str, int]]) -> None:
+    """An inventory in which the rehearsal stands in for every other cluster that a page names, too."""
+    names = {name for command, _ in lines for name in re.findall(r"(?:CLUSTER=|--cluster )(\w+)", command)}
+    rows = "".join(f'    "{name}": {{"rehearsal": True}},\n' for name in sorted(names | {"rehearsal"}))
+    text = read(ROOT / "inventory").replace('    "rehearsal": {"rehearsal": True},\n', rows)
+    assert rows in text
+    (folder / "inventory").write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_commands_of_a_page(page: Path, checkout: Path, cluster: Path) -> None:
     lines = [one for one in commands(page) if one[0] not in RUN_BY_CI]
-    if any("prod" in command for command, _ in lines):
-        prod_inventory(checkout, cluster)
-    env = environment(cluster, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    stand_in(checkout, lines)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    # What a page says without the name of a cluster it says of the rehearsal, which is no longer the only one.
+    env = environment(cluster, PATH=path, KUBECONFIG=str(cluster / "kubeconfig"), CLUSTER="rehearsal")
     for command, code in lines:
         if command.startswith("make"):
             target = ["make", "-n", *command.split()[1:]]  # what it would run; CI runs the targets themselves
@@ -102,17 +124,31 @@ def test_commands_of_a_page(page: Path, checkout: Path, cluster: Path) -> None:
         assert done.returncode == code, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if entries(page)], ids=lambda page: page.name)
+def test_entries_of_a_page_are_entries(page: Path) -> None:
+    for name, entry in entries(page).items():
+        if "groups" in entry:
+            assert bill.releases(inventory.parse(name, entry))
+        else:  # a part of one, which goes with any other
+            whole = next(iter(entries(ROOT / "docs" / "howto" / "own-cluster.md").values()))
+            inventory.parse(name, {**whole, **entry})
+
+
+def test_pages_show_entries() -> None:
+    assert len([page for page in PAGES if entries(page)]) >= 5
+
+
 def test_ci_runs_what_this_leaves_out() -> None:
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert set(ci) >= RUN_BY_CI
 
 
 def test_the_list_of_checks_is_the_registry() -> None:
-    written = (ROOT / "docs" / "reference" / "checks.md").read_text(encoding="utf-8")
+    written = read(ROOT / "docs" / "reference" / "checks.md")
     assert written == catalogue.markdown(), "run: make docs"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", read(page)):
         assert (page.parent / target).exists(), f"{page.name}: {target}"

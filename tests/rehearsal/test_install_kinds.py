@@ -16,8 +16,9 @@ from gpuready.charts_values.errors import ApiError
 from gpuready.charts_values.inventory import Cluster
 from gpuready.charts_values.kube import Api, Object
 from gpuready.charts_values.values import Observed
-from gpuready.rehearsal import controlplane, engine
+from gpuready.rehearsal import controlplane, engine, fleet
 from gpuready.rehearsal.state import State
+from gpuready.validators.acceptance import manifests
 
 from .commands import until
 
@@ -88,6 +89,26 @@ def test_the_nic_cluster_policy_passes_the_real_definition(kinds: tuple[State, A
     (policy,) = resources.custom_resources(promised(now, variant))
     # Defaults may come in; nothing of ours may go.
     assert lost(policy["spec"], dry(api, NIC_POLICIES, policy)["spec"]) == []
+
+
+def test_the_networks_of_rails_pass_the_real_definitions(kinds: tuple[State, Api]) -> None:
+    now, api = kinds
+    entry = fleet.entry(fleet.load_profile("h100-roce"), 2, now.folder, now.kubeconfig, "", None)
+    policy, *rest = resources.custom_resources(inventory.parse("rehearsal", entry))
+    assert lost(policy["spec"], dry(api, NIC_POLICIES, policy)["spec"]) == []
+    networks = [one for one in rest if one["kind"] == "MacvlanNetwork"]
+    assert len(networks) == 8
+    for one in networks:
+        path = f"/apis/mellanox.com/v1alpha1/macvlannetworks/{one['metadata']['name']}"
+        assert dry(api, path, one)["spec"] == one["spec"]
+
+
+def test_the_probes_compute_domain_passes_the_real_definition(kinds: tuple[State, Api]) -> None:
+    _, api = kinds
+    domain = manifests.compute_domain("nccl-pair-r1", "r1", "nccl-pair")
+    domain["metadata"]["namespace"] = "default"
+    path = "/apis/resource.nvidia.com/v1beta1/namespaces/default/computedomains/nccl-pair-r1"
+    assert lost(domain["spec"], dry(api, path, domain)["spec"]) == []
 
 
 def test_a_misspelt_field_does_not_pass(kinds: tuple[State, Api]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from gpuready.charts_values import inventory
 from gpuready.rehearsal.state import State
 
+from . import installer
 from .commands import gpuready, run
 from .test_check import kubeconfig_for, one_line
 from .trouble import Trouble, proxy
@@ -43,6 +44,14 @@ def test_the_cluster_keeps_what_was_drafted_of_it(installed: State, tmp_path: Pa
     assert checked.stdout.startswith("REHEARSAL PASS check")
     again = gpuready(installed, "learn", "--inventory", str(file), "--cluster", "mine", "-o", "json")
     assert json.loads(again.stdout)["entry"]["groups"] == entry["groups"]
+
+
+def test_the_installer_changes_nothing_by_the_draft(installed: State, tmp_path: Path) -> None:
+    done = gpuready(installed, "learn", "--kubeconfig", str(installed.kubeconfig), "-o", "json")
+    entry = json.loads(done.stdout)["entry"]
+    planned = installer.plan(installed.folder, installer.inventory(tmp_path, **entry))
+    assert len(planned) > 10
+    assert [operation for operation, changes in planned.items() if changes] == []
 
 
 def test_it_reads_a_fixed_number_of_objects_and_changes_none(

@@ -1,12 +1,41 @@
-"""Other clusters than the default one, from bare nodes to acceptance: no RDMA, and GPUs served by DRA."""
+"""Other clusters than the default one, from bare nodes to acceptance, with the commands that a user types."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from gpuready.rehearsal import controlplane
+from gpuready.charts_values.kube import Api
+from gpuready.rehearsal import controlplane, rehearse, state
+from gpuready.rehearsal.state import State
 
-from .commands import ROOT, report, run
+from .commands import report, run, until
+
+POLICY = "/apis/mellanox.com/v1alpha1/nicclusterpolicies/nic-cluster-policy"
+NETWORKS = "/apis/mellanox.com/v1alpha1/macvlannetworks"
+
+
+def rehearsed(folder: Path, profile: str, nodes: int, *more: str) -> tuple[State, dict[str, dict[str, Any]], Any]:
+    """`gpuready rehearse run`, which must pass; then the results of its acceptance by their ids, and all of it."""
+    size = ("--profile", profile, "--nodes", str(nodes))
+    done = run("gpuready", "rehearse", "run", *size, *more, state_dir=folder, seconds=300)
+    assert done.returncode == 0, (done.stderr + done.stdout)[-4000:]
+    now = state.need(folder)
+    data = json.loads((folder / rehearse.REPORT).read_text())
+    left = [one for one in data["results"] if one["status"] not in ("pass", "skip")]
+    # Where no figure is known, none is claimed.
+    assert all((one["check"], one["required"]) == ("nccl.bandwidth", False) for one in left), left
+    assert data["verdict"] == "pass"
+    return now, {one["id"]: one for one in data["results"]}, data
+
+
+def unchanged(now: State) -> bool:
+    """Whether the installer, run again, changes nothing."""
+    done = run("pyinfra", "inventory", "deploys/gpu.py", state_dir=now.folder, seconds=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    total = next(line for line in done.stderr.splitlines() if "Grand total" in line).split()[2:]
+    return total[0] == total[-1] and total[1:-1] == ["-", "-"]
 
 
 def test_cloud_vms_without_rdma(state_dir: Path) -> None:
@@ -23,17 +52,60 @@ def test_cloud_vms_without_rdma(state_dir: Path) -> None:
     assert (bandwidth["status"], bandwidth["required"], bandwidth["reason"]) == ("unproven", False, "NoBaseline")
 
 
-def test_gpus_served_by_dra(state_dir: Path, tmp_path: Path) -> None:
-    text = (ROOT / "inventory").read_text(encoding="utf-8")
-    inventory = tmp_path / "inventory"
-    inventory.write_text(text.replace('{"rehearsal": True}', '{"rehearsal": True, "dra": "gpus"}'), encoding="utf-8")
-    now = controlplane.up(state_dir, nodes=2, profile="h100-ib")
-    done = run("pyinfra", str(inventory), "deploys/gpu.py", state_dir=state_dir, seconds=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    data = report(now, "accept", "--inventory", str(inventory))
-    assert (data["verdict"], data["counts"]["fail"]) == ("pass", 0)
-    by_id = {one["id"]: one for one in data["results"]}
+def test_roce_rails_reach_pods_as_secondary_networks(state_dir: Path) -> None:
+    now, by_id, _ = rehearsed(state_dir, "h100-roce", 2)
+    assert by_id["network.secondary/rail/rail-7"]["detail"] == "default/rail-7 on enp220s0np0"
+    assert by_id["nccl.transport/node/gpu-0000"]["detail"].endswith("8 of 8 rails used")
+    assert unchanged(now)
+    api = Api.connect(now.kubeconfig)
+    # This profile's second taint, with NoExecute, keeps out whatever does not tolerate it.
+    wanted = {
+        one["metadata"]["name"]: one["status"]["desiredNumberScheduled"] for one in api.list("/apis/apps/v1/daemonsets")
+    }
+    assert min(wanted.values()) == 2, wanted
+    # Without Multus nobody reads what pods ask for: they start, and NCCL takes TCP.
+    api.patch(POLICY, {"spec": {"secondaryNetwork": None}})
+    multus = "/apis/apps/v1/namespaces/nvidia-network-operator/daemonsets/kube-multus-ds"
+    until(lambda: api.find(multus), lambda found: found is None)
+    until(lambda: api.get(POLICY)["status"]["state"], lambda seen: seen == "ready")
+    first = report(now, "accept", "--nccl", "pair")["results"][0]
+    assert (first["check"], first["cause"]) == ("nccl.transport", "NCCL fell back to TCP sockets")
+    api.delete(f"{NETWORKS}/rail-3")
+    found = until(lambda: report(now, "check"), lambda data: data["counts"]["fail"] == 1)
+    assert found["results"][0]["id"] == "network.secondary/rail/rail-3"
+    # The installer puts both back.
+    assert not unchanged(now)
+    assert report(now, "accept", "--nccl", "pair")["verdict"] == "pass"
+
+
+def test_a100_with_driver_and_ofed_on_the_host(state_dir: Path) -> None:
+    now, by_id, _ = rehearsed(state_dir, "a100-ib", 2)
+    assert by_id["smi.gpus/node/gpu-0001"]["detail"] == "8 x NVIDIA A100-SXM4-80GB, driver 570.158.01"
+    assert by_id["dra.rules/cluster/rehearsal"]["status"] == "skip"
+    assert "floor 148.0 GB/s" in by_id["nccl.bandwidth/pair/gpu-0000+gpu-0001"]["detail"]
+    assert unchanged(now)
+
+
+def test_gb200_talks_over_nvlink_within_a_rack(state_dir: Path) -> None:
+    now, by_id, data = rehearsed(state_dir, "gb200-nvl72", 3)
+    assert "via P2P/MNNVL, domain " in by_id["nccl.nvlink/cluster/3 nodes"]["detail"]
+    assert data["nccl"]["all"]["transport"]["gdr"] == "not_applicable"
+    # The NICs lead out of the rack, and are proved by a run of their own.
+    assert data["nccl"]["net"]["transport"]["gdr"] == "all"
+    assert by_id["nccl.transport/node/gpu-0002"]["detail"].endswith("4 of 4 rails used")
+    assert unchanged(now)
+    api = Api.connect(now.kubeconfig)
+    for kind in ("resource.k8s.io/v1/resourceclaimtemplates", "resource.nvidia.com/v1beta1/computedomains"):
+        until(lambda kind=kind: api.list(f"/apis/{kind}", resourceVersion=""), lambda found: found == [])
+
+
+def test_gpus_served_by_dra(state_dir: Path) -> None:
+    now, by_id, data = rehearsed(state_dir, "h100-ib", 2, "--dra", "gpus")
     assert by_id["dra.claim/node/gpu-0000"]["detail"] == "8 GPUs by claim, each in the node's ResourceSlices"
     assert by_id["dra.slices/node/gpu-0001"]["status"] == "pass"
     assert by_id["gpu.allocatable/cluster/rehearsal"]["status"] == "skip"
     assert data["nccl"]["pair"]["transport"]["gdr"] == "all"
+    assert unchanged(now)
+    refused = run("gpuready", "rehearse", "up", "--dra", "off", state_dir=state_dir)
+    assert refused.returncode == 2
+    assert "is up with DRA mode gpus, not off" in refused.stderr

@@ -14,9 +14,8 @@ from gpuready.charts_values.errors import UnreachableError
 from gpuready.charts_values.kube import Api
 from gpuready.rehearsal.state import State
 
-from .commands import until
-from .spoilt import PLUGIN, alive, check, command, document, hanging_plugin
-from .test_check import one_line
+from .commands import run, until
+from .spoilt import PLUGIN, alive, check, command, complaint, document, hanging_plugin
 from .trouble import Proxy, Trouble, certificate, proxy
 
 # Far below the 15 s that one silent request is borne, so that only --timeout can have ended a command in time.
@@ -39,7 +38,7 @@ def test_a_server_that_asks_to_wait_is_asked_again(network: Proxy) -> None:
 
 def test_a_server_that_never_stops_asking_to_wait(network: Proxy) -> None:
     network.inflict(Trouble("status", status=429, retry_after="1"))
-    assert "(HTTP 429)" in one_line(check(network, "--timeout", "3", **SHORT))
+    assert "(HTTP 429)" in complaint(check(network, "--timeout", "6", **SHORT))
 
 
 @pytest.mark.parametrize("kind", ["status", "reset", "cut", "text", "hang"])
@@ -48,7 +47,7 @@ def test_one_resource_in_trouble_costs_only_what_needs_it(network: Proxy, kind: 
     done = check(network, "--timeout", "5", "-o", "json", **SHORT)
     data = document(done)
     assert (data["verdict"], done.returncode) == ("incomplete", 2)
-    lost = {one["check"]: one["cause"] for one in data["results"] if one["status"] != "pass"}
+    lost = {one["check"]: one["cause"] for one in data["results"] if one["status"] not in ("pass", "skip")}
     assert lost == dict.fromkeys(
         ("gpu.policy", "gpu.operands"), "the API did not answer for clusterpolicies.nvidia.com"
     )
@@ -59,7 +58,7 @@ def test_the_first_line_names_what_did_not_answer(network: Proxy) -> None:
     network.inflict(Trouble("status", where=POLICIES))
     done = check(network)
     assert done.stdout.splitlines()[0] == (
-        "REHEARSAL INCOMPLETE gpu.policy: the API did not answer for clusterpolicies.nvidia.com (rehearsal)"
+        "REHEARSAL INCOMPLETE gpu.operands: the API did not answer for clusterpolicies.nvidia.com (rehearsal)"
     )
     assert (done.returncode, done.stderr) == (2, "")
 
@@ -84,8 +83,8 @@ def test_an_api_that_says_nothing_useful_is_one_line_and_still_a_document(
     network: Proxy, trouble: Trouble, told: str
 ) -> None:
     network.inflict(trouble)
-    assert told in one_line(check(network, "--timeout", "3", **SHORT))
-    data = document(check(network, "--timeout", "3", "-o", "json", **SHORT))
+    assert told in complaint(check(network, "--timeout", "6", **SHORT))
+    data = document(check(network, "--timeout", "6", "-o", "json", **SHORT))
     assert (data["exit_code"], data["results"][0]["check"]) == (2, "cluster.reachable")
 
 
@@ -123,7 +122,7 @@ def test_a_watch_that_is_closed_early_ends(network: Proxy) -> None:
 
 def test_a_server_certificate_that_expired(installed: State, tmp_path: Path) -> None:
     with proxy(installed, tmp_path, days=-1) as network:
-        line = one_line(check(network))
+        line = complaint(check(network))
     assert "certificate of the API server" in line and "certificate has expired; renew it there" in line
 
 
@@ -132,19 +131,19 @@ def test_a_client_certificate_that_expired(network: Proxy, tmp_path: Path) -> No
     file = network.kubeconfig("expired", **{"client-certificate": str(cert), "client-key": str(key)})
     # A kubeadm API server answers so; the rehearsal's knows tokens alone.
     network.inflict(Trouble("status", status=401))
-    line = one_line(check(network, kubeconfig=file))
+    line = complaint(check(network, kubeconfig=file))
     assert "does not accept the credentials: the client certificate expired on 20" in line and "(HTTP 401)" in line
 
 
 def test_a_token_that_expired(network: Proxy) -> None:
     claims = base64.urlsafe_b64encode(json.dumps({"exp": 1_700_000_000}).encode()).decode().rstrip("=")
-    line = one_line(check(network, kubeconfig=network.kubeconfig("expired", token=f"e30.{claims}.c2ln")))
+    line = complaint(check(network, kubeconfig=network.kubeconfig("expired", token=f"e30.{claims}.c2ln")))
     assert "the token expired on 2023-11-14 22:13 UTC (HTTP 401)" in line
 
 
 def test_who_is_not_known_is_told_to_log_in(network: Proxy) -> None:
     file = network.kubeconfig("unknown", token="nobody")
-    assert "does not accept the credentials: they are wrong, or were revoked" in one_line(
+    assert "does not accept the credentials: they are wrong, or were revoked" in complaint(
         check(network, kubeconfig=file)
     )
     first = document(check(network, "-o", "json", kubeconfig=file))["results"][0]
@@ -163,32 +162,58 @@ def test_who_may_read_nothing_is_told_what_to_ask_for(network: Proxy) -> None:
         api.delete(f"{accounts}/powerless")
     assert (data["verdict"], data["exit_code"]) == ("incomplete", 2)
     lost = [one for one in data["results"] if one["status"] == "unproven"]
-    assert len(lost) == len(data["results"]) - 1
+    assert len(lost) == len([one for one in data["results"] if one["status"] != "skip"]) - 1
     assert {(one["reason"], one["fix"]) for one in lost} == {
         ("PermissionMissing", "Grant the role that `gpuready rbac check` prints.")
     }
 
 
 def test_a_context_that_is_missing(network: Proxy) -> None:
-    assert "has no context 'nope'; it has rehearsal" in one_line(check(network, "--context", "nope"))
+    assert "has no context 'nope'; it has rehearsal" in complaint(check(network, "--context", "nope"))
 
 
 @pytest.mark.parametrize(
     ("plugin", "told"),
     [
         (["no-such-plugin"], "needs the program 'no-such-plugin' (exec plugin), which is not installed"),
-        (["sh", "-c", "echo log in first >&2; exit 3"], "gave no credentials: exec: process returned 3. log in first"),
+        (
+            ["sh", "-c", "echo log in first >&2; exit 3"],
+            "its exec plugin gave no credentials: exec: process returned 3. log in first",
+        ),
         (["sh", "-c", "echo '{}'"], "gave no credentials: exec: malformed response"),
     ],
     ids=["missing", "failing", "mad"],
 )
 def test_an_exec_plugin_that_gives_no_credentials(network: Proxy, plugin: list[str], told: str) -> None:
     file = network.kubeconfig("plugin", exec={**PLUGIN, "command": plugin[0], "args": plugin[1:]})
-    assert told in one_line(check(network, kubeconfig=file))
+    assert told in complaint(check(network, kubeconfig=file))
 
 
 def test_an_exec_plugin_that_hangs_is_ended(network: Proxy, tmp_path: Path) -> None:
     file, pid = hanging_plugin(network, tmp_path)
-    line = one_line(check(network, "--timeout", "3", kubeconfig=file, **SHORT))
+    line = complaint(check(network, "--timeout", "3", kubeconfig=file, **SHORT))
     assert "its exec plugin gave no credentials within 3" in line
     until(lambda: alive(int(pid.read_text())), lambda lives: not lives)
+
+
+# -- which cluster ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("--cluster", "pord"), "inventory has no cluster 'pord'; it has prod, rehearsal"),
+        ((), "which cluster? Give --cluster, one of: prod, rehearsal"),
+        (("--context", "c"), "--kubeconfig and --context need --cluster NAME: what is promised stands in inventory; "),
+        (("--cluster", "rehearsal"), "no rehearsal cluster is up; start one with: gpuready rehearse up"),
+    ],
+)
+def test_a_cluster_that_is_not_said_or_not_there(tmp_path: Path, args: tuple[str, ...], told: str) -> None:
+    (tmp_path / "inventory").write_text("_CLUSTERS = {'rehearsal': {'rehearsal': True}, 'prod': {}}\n")
+    done = run("gpuready", "check", "--inventory", str(tmp_path / "inventory"), *args, state_dir=tmp_path / "none")
+    assert complaint(done).startswith(told)
+
+
+def test_another_size_is_asked_for(installed: State) -> None:
+    done = run("gpuready", "rehearse", "up", "--nodes", "2", state_dir=installed.folder)
+    assert complaint(done).endswith(", not 2 of h100-ib; end it first with: gpuready rehearse down")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,15 @@ from .trouble import Proxy, Trouble
 
 
 def interrupted(
-    network: Proxy, ready: Callable[[], bool], name: str, *args: str, kubeconfig: Path | None = None
+    network: Proxy,
+    ready: Callable[[], bool],
+    name: str,
+    *args: str,
+    kubeconfig: Path | None = None,
+    signals: Sequence[int] = (signal.SIGINT,),
+    again: Callable[[], bool] = lambda: True,
 ) -> Done:
-    """`gpuready NAME`, which gets Ctrl-C as soon as it is ``ready``."""
+    """`gpuready NAME`, which gets Ctrl-C as soon as it is ``ready``; a second signal follows ``again``."""
     where = ("--cluster", "rehearsal", "--kubeconfig", str(kubeconfig or network.kubeconfig()))
     process = subprocess.Popen(
         [str(BIN / "gpuready"), name, *where, *args],
@@ -33,7 +39,9 @@ def interrupted(
     )
     try:
         until(ready, bool)
-        process.send_signal(signal.SIGINT)
+        for number in signals:
+            process.send_signal(number)
+            until(again, bool)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -130,3 +138,40 @@ def test_acceptance_ends_in_time_and_keeps_what_it_saw(network: Proxy, clean: Ap
     bad = [one for one in data["results"] if one["status"] not in ("pass", "skip")]
     assert {one["caused_by"] for one in bad[1:]} == {"probes.run/cluster/rehearsal"}
     assert data["counts"]["pass"] > 60
+
+
+# A run is killed when its request hangs: by then it has made nothing, its first Jobs, or all objects of NCCL.
+MOMENTS = {
+    "anchor": ("POST .*/jobs", ("POST", "/jobs")),
+    "first jobs": ("DELETE .*/jobs/smi", ("DELETE", "/jobs/smi")),
+    "nccl": ("GET .*gpuready/pods.*nccl", ("GET", "gpuready/pods", "nccl")),
+    "cleanup": ("DELETE .*/jobs/anchor", ("DELETE", "/jobs/anchor")),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_what_kill_9_leaves_goes_with_the_next_run(network: Proxy, clean: Api, moment: str) -> None:
+    where, parts = MOMENTS[moment]
+    network.inflict(Trouble("hang", where=where))
+    killed = interrupted(network, lambda: asked(network, *parts), "accept", signals=(signal.SIGKILL,))
+    assert killed.returncode == -signal.SIGKILL
+    assert (traces(clean) == []) == (moment == "anchor")
+    network.inflict()
+    assert document(command(network, "accept", "--nccl", "off", "-o", "json"))["verdict"] == "pass"
+    # The next run deletes the anchor; the garbage collector takes what it owns.
+    until(lambda: traces(clean), lambda now: now == [], seconds=60)
+
+
+def test_a_second_ctrl_c_ends_the_cleanup_too(network: Proxy, clean: Api) -> None:
+    network.inflict(Trouble("hang", where="POST .*/services|DELETE .*/jobs/anchor"))
+    deleting = ("DELETE", "/jobs/anchor")
+    done = interrupted(
+        network,
+        lambda: asked(network, "POST", "/services"),
+        *("accept", "-o", "json"),
+        signals=(signal.SIGINT, signal.SIGINT),
+        again=lambda: asked(network, *deleting),
+    )
+    assert done.returncode == 130
+    network.inflict()
+    assert document(command(network, "accept", "--nccl", "off", "-o", "json"))["verdict"] == "pass"

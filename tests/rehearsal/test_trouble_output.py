@@ -12,8 +12,7 @@ import pytest
 from gpuready.rehearsal.state import State
 
 from .commands import BIN, ROOT, environment, run
-from .spoilt import Done, check, command
-from .test_check import one_line
+from .spoilt import Done, check, command, complaint, confined, listed
 from .trouble import Proxy
 
 
@@ -74,21 +73,21 @@ def test_a_report_that_cannot_be_saved_is_printed(
     assert Path("/dev/full").is_char_device()
 
 
-def test_a_bundle_that_cannot_be_saved_costs_no_report(installed: State, tmp_path: Path) -> None:
-    # 8 blocks of 1 KiB per file: what a full disk is to the one who writes, without being root.
-    line = f"ulimit -f 8; gpuready check --cluster rehearsal --save {tmp_path / 'bundle'}"
-    done = shell(line, installed, capture_output=True)
+@pytest.mark.parametrize("size", ["4k", "40k", "100k"])
+def test_a_bundle_on_a_full_disk_costs_no_report(installed: State, tmp_path: Path, size: str) -> None:
+    line = f"mount -t tmpfs -o size={size} full {tmp_path}; gpuready check --cluster rehearsal --save {tmp_path}/bundle"
+    done = confined(line, installed.folder)
     assert done.stdout.startswith("REHEARSAL PASS")
     assert done.returncode == 2
-    assert done.stderr == f"gpuready: cannot write the bundle {tmp_path / 'bundle'}: File too large\n"
+    assert listed(done.stderr.strip()) == f"cannot write the bundle {tmp_path}/bundle: No space left on device"
 
 
 def test_what_cannot_be_saved_is_known_before_the_run(network: Proxy, tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
-    assert "is not empty" in one_line(command(network, "accept", "--save", str(tmp_path / "used")))
+    assert "is not empty" in complaint(command(network, "accept", "--save", str(tmp_path / "used")))
     missing = str(tmp_path / "missing" / "report.json")
-    assert "there is no folder" in one_line(command(network, "accept", "--output-file", missing))
+    assert "there is no folder" in complaint(command(network, "accept", "--output-file", missing))
     assert network.seen == []
 
 

@@ -31,6 +31,12 @@ ENTRY: dict[str, Any] = {
 }
 
 
+PARTS = (
+    *("driver", "container-toolkit", "device-plugin", "operator-validator", "gpu-feature-discovery"),
+    *("dcgm-exporter", "mig-manager"),
+)
+
+
 def entry(**changes: Any) -> dict[str, Any]:
     """A copy of the entry with some keys changed."""
     return {**copy.deepcopy(ENTRY), **changes}
@@ -49,10 +55,12 @@ def gpu_node(name: str) -> dict[str, Any]:
                 "nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3",
                 "nvidia.com/cuda.driver-version.full": "580.173.02",
                 "nvidia.com/mig.capable": "true",
+                **{f"nvidia.com/gpu.deploy.{part}": "true" for part in PARTS},
             },
         },
-        "spec": {},
+        "spec": {"taints": [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}]},
         "status": {
+            "addresses": [{"type": "InternalIP", "address": f"192.168.1.{10 + int(name.rpartition('-')[2])}"}],
             "allocatable": {"nvidia.com/gpu": "8", "rdma/rdma_shared_device_a": "63"},
             "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
             "nodeInfo": {"kubeletVersion": "v1.35.4"},
@@ -73,3 +81,13 @@ def evidence() -> Evidence:
         cluster={"nodes": [gpu_node("gpu-0"), gpu_node("gpu-1")]},
         about={"server": "https://192.0.2.1:6443", "server_version": "v1.35.4", "uid": "u-1"},
     )
+
+
+@pytest.fixture
+def healthy(evidence: Evidence) -> Evidence:
+    """All that a healthy H100 cluster shows."""
+    from .healthy import objects
+
+    evidence.cluster |= objects()
+    evidence.about["time"] = "2026-01-02T00:00:00Z"
+    return evidence

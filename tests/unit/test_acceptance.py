@@ -15,7 +15,7 @@ from gpuready.validators.acceptance.verdicts import verdict_of
 from gpuready.validators.evidence import Evidence
 from gpuready.validators.expected import Expected
 
-from .conftest import entry
+from .conftest import entry, gpu_node
 
 OWNER = {"metadata": {"name": "anchor-x", "uid": "u"}}
 
@@ -24,14 +24,19 @@ def planned(expected: Expected, evidence: Evidence, pods: list[dict[str, Any]], 
     return plan.plan(expected, evidence, pods, nccl=nccl)
 
 
+def nodes_of(made: plan.Plan) -> dict[str, list[str]]:
+    """The nodes of each NCCL run."""
+    return {workload: [target.node for target in targets] for workload, targets in made.nccl.runs.items()}
+
+
 def test_all_idle_nodes_are_probed_and_two_make_the_pair(expected: Expected, evidence: Evidence) -> None:
     made = planned(expected, evidence, [])
     assert [(t.node, t.gpus, dict(t.rdma)) for t in made.targets] == [
         ("gpu-0", 8, {"rdma/rdma_shared_device_a": 1}),
         ("gpu-1", 8, {"rdma/rdma_shared_device_a": 1}),
     ]
-    assert [t.node for t in made.pair] == ["gpu-0", "gpu-1"]
-    assert made.all == ()  # the same two nodes again would prove nothing more
+    # All nodes are the same two again, which would prove nothing more.
+    assert nodes_of(made) == {"nccl-pair": ["gpu-0", "gpu-1"]}
     assert made.not_probed == {}
 
 
@@ -43,7 +48,7 @@ def test_a_busy_node_is_left_alone_and_its_holder_named(expected: Expected, evid
     }
     made = planned(expected, evidence, [pod])
     assert made.not_probed == {"gpu-1": "its GPUs are held by ml/train-0"}
-    assert made.pair == () and made.nccl_off == "1 complete and idle nodes; two are needed"
+    assert (made.nccl.runs, made.nccl.off) == ({}, "1 complete and idle nodes; two of one group are needed")
 
 
 def test_a_node_with_7_of_8_runs_nvidia_smi_and_no_nccl(expected: Expected, evidence: Evidence) -> None:
@@ -68,7 +73,92 @@ def test_unfit_nodes(expected: Expected, evidence: Evidence, change: dict[str, A
 
 def test_nccl_off_runs_nothing(expected: Expected, evidence: Evidence) -> None:
     made = planned(expected, evidence, [], nccl="off")
-    assert (made.pair, made.all, made.nccl_off) == ((), (), "deselected with --nccl off")
+    assert (made.nccl.runs, made.nccl.off) == ({}, "deselected with --nccl off")
+
+
+def mixed(count: int) -> tuple[Expected, Evidence]:
+    """Two H100 nodes and ``count`` A100 nodes in one cluster."""
+    groups = entry()["groups"]
+    names = [f"old-{index}" for index in range(count)]
+    groups["a100"] = {**groups["h100"], "nodes": names, "gpu_product": "NVIDIA-A100-SXM4-80GB", "nic_gbits_s": 200}
+    nodes = [gpu_node(name) for name in ("gpu-0", "gpu-1", *names)]
+    return Expected.of(inventory.parse("lab", entry(groups=groups))), Evidence(cluster={"nodes": nodes})
+
+
+def test_unlike_groups_are_proved_apart_the_larger_first() -> None:
+    made = planned(*mixed(3), [])
+    assert nodes_of(made) == {
+        "nccl-pair": ["old-0", "old-2"],
+        "nccl-all": ["old-0", "old-1", "old-2"],
+        "nccl-pair-2": ["gpu-0", "gpu-1"],
+    }
+    assert list(made.nccl.runs) == ["nccl-pair", "nccl-all", "nccl-pair-2"]
+    assert made.nccl_excluded == {}
+
+
+def test_a_node_without_a_peer_of_its_kind_is_named() -> None:
+    expected, evidence = mixed(2)
+    evidence.cluster["nodes"][2]["spec"]["unschedulable"] = True
+    made = planned(expected, evidence, [])
+    assert nodes_of(made) == {"nccl-pair": ["gpu-0", "gpu-1"]}
+    assert made.nccl_excluded == {
+        "old-0": "the node is cordoned",
+        "old-1": "no other node of group a100 is complete and idle",
+    }
+
+
+def test_a_group_of_one_node_has_no_fabric_to_prove() -> None:
+    made = planned(*mixed(1), [])
+    assert (nodes_of(made), made.nccl_excluded) == ({"nccl-pair": ["gpu-0", "gpu-1"]}, {})
+
+
+def test_a_preempted_spot_node_is_not_expected(evidence: Evidence) -> None:
+    groups = entry()["groups"]
+    groups["h100"]["capacity"] = "spot"
+    expected = Expected.of(inventory.parse("lab", entry(groups=groups)))
+    evidence.cluster["nodes"][1]["spec"]["unschedulable"] = True
+    made = planned(expected, evidence, [])
+    assert ([t.node for t in made.targets], made.not_probed, made.nccl_excluded) == (["gpu-0"], {}, {})
+
+
+def in_racks(evidence: Evidence, *cliques: str) -> Evidence:
+    """The same nodes, with NVLink domains that reach beyond them."""
+    for node, clique in zip(evidence.cluster["nodes"], cliques, strict=True):
+        node["metadata"]["labels"]["nvidia.com/gpu.clique"] = clique
+    return evidence
+
+
+def test_nodes_of_one_nvlink_domain_are_proved_with_it_and_by_nic(expected: Expected, evidence: Evidence) -> None:
+    made = planned(expected, in_racks(evidence, "rack-a.0", "rack-a.0"), [])
+    assert nodes_of(made) == {"nccl-pair": ["gpu-0", "gpu-1"], "nccl-net": ["gpu-0", "gpu-1"]}
+    assert plan.domain_of(made.targets) == "rack-a.0"
+
+
+@pytest.mark.parametrize(("dra", "cliques"), [("compute-domains", "ab"), ("off", "aa")])
+def test_without_a_common_domain_there_is_nothing_to_prove_by_nic_again(
+    evidence: Evidence, dra: str, cliques: str
+) -> None:
+    expected = Expected.of(inventory.parse("lab", entry(dra=dra)))
+    made = planned(expected, in_racks(evidence, *cliques), [])
+    assert list(made.nccl.runs) == ["nccl-pair"]
+    assert plan.domain_of(made.targets) == ""
+
+
+def test_a_run_within_an_nvlink_domain_claims_a_channel(expected: Expected, evidence: Evidence) -> None:
+    made = planned(expected, in_racks(evidence, "rack-a.0", "rack-a.0"), [])
+    objects = {}
+    for workload, targets in made.nccl.runs.items():
+        for item in manifests.nccl_objects("r1", workload, targets, expected.cluster, OWNER, 60):
+            objects[workload, item["kind"]] = item
+    domain = objects["nccl-pair", "ComputeDomain"]
+    assert domain["spec"] == {"numNodes": 0, "channel": {"resourceClaimTemplate": {"name": "nccl-pair-r1"}}}
+    pod = objects["nccl-pair", "Job"]["spec"]["template"]["spec"]
+    assert pod["resourceClaims"] == [{"name": "nvlink", "resourceClaimTemplateName": "nccl-pair-r1"}]
+    assert pod["containers"][0]["resources"]["claims"] == [{"name": "nvlink"}]
+    assert ("nccl-net", "ComputeDomain") not in objects
+    by_nic = objects["nccl-net", "Job"]["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "NCCL_MNNVL_ENABLE", "value": "0"} in by_nic["env"]
+    assert "claims" not in by_nic["resources"]
 
 
 def test_the_probe_asks_for_all_gpus_by_affinity_and_tolerates_the_taint(
@@ -95,7 +185,7 @@ def test_with_dra_the_probe_claims_its_gpus(evidence: Evidence) -> None:
 
 
 def test_the_nccl_job_asks_for_rdma_and_decrees_nothing(expected: Expected, evidence: Evidence) -> None:
-    targets = planned(expected, evidence, []).pair
+    targets = planned(expected, evidence, []).nccl.runs["nccl-pair"]
     config, service, job = manifests.nccl_objects("r1", "nccl-pair", targets, expected.cluster, OWNER, 60)
     assert service["spec"]["publishNotReadyAddresses"] is True
     assert (job["spec"]["completionMode"], job["spec"]["completions"]) == ("Indexed", 2)
@@ -105,6 +195,42 @@ def test_the_nccl_job_asks_for_rdma_and_decrees_nothing(expected: Expected, evid
     assert env["NCCL_DEBUG"] == "INFO"
     assert not {"NCCL_NET_GDR_LEVEL", "NCCL_IB_HCA"} & env.keys()
     compile(config["data"]["allreduce.py"], "allreduce.py", "exec")
+
+
+def nccl_template(change: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
+    """The pod template of the NCCL job on RoCE nodes."""
+    groups = entry()["groups"]
+    groups["h100"] |= {"rdma": "roce", "nics": 2, **change}
+    expected = Expected.of(inventory.parse("lab", entry(groups=groups)))
+    targets = planned(expected, evidence, []).nccl.runs["nccl-pair"]
+    job = manifests.nccl_objects("r1", "nccl-pair", targets, expected.cluster, OWNER, 60)[-1]
+    template: dict[str, Any] = job["spec"]["template"]
+    return template
+
+
+def test_pods_on_roce_nodes_get_every_rail(evidence: Evidence) -> None:
+    rails = {"rail-0": {"interface": "ens1", "cidr": "172.16.0.0/20"}, "fabric/rail-1": {}}
+    template = nccl_template({"networks": rails}, evidence)
+    assert template["metadata"]["annotations"] == {"k8s.v1.cni.cncf.io/networks": "default/rail-0,fabric/rail-1"}
+    assert "hostNetwork" not in template["spec"]
+
+
+def test_pods_share_the_nodes_network_where_inventory_says_so(evidence: Evidence) -> None:
+    template = nccl_template({"host_network": True}, evidence)
+    assert "annotations" not in template["metadata"]
+    assert (template["spec"]["hostNetwork"], template["spec"]["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+
+
+def test_every_taint_is_tolerated(evidence: Evidence) -> None:
+    taints = [
+        {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"},
+        {"key": "dedicated", "value": "training", "effect": "NoExecute"},
+    ]
+    template = nccl_template({"host_network": True, "taints": taints}, evidence)
+    assert template["spec"]["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "dedicated", "operator": "Exists", "effect": "NoExecute"},
+    ]
 
 
 def test_a_pod_is_read_from_its_status() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from gpuready.charts_values import bill
+from gpuready.charts_values import bill, inventory, values
 from gpuready.charts_values.errors import InputError
 from gpuready.charts_values.versions import dra_shortfalls, parts, satisfies, within
+from gpuready.deploys import observed
 
 
 def test_every_release_says_where_it_is_from() -> None:
@@ -100,3 +101,51 @@ def test_within_takes_both_ends() -> None:
 )
 def test_dra_bounds(mode: str, kubernetes: str, driver: str, missed: list[tuple[str, bool]]) -> None:
     assert [(bound.below, bound.refuse) for bound in dra_shortfalls(mode, kubernetes, driver)] == missed
+
+
+# -- releases of others, and of one's own -------------------------------------------------------------------------
+
+GROUPS = {"g": {"nodes": ["gpu-0"], "gpu_product": "L40S", "resources": {"nvidia.com/gpu": 4}}}
+
+
+def adopting(*adopt: str) -> list[bill.Release]:
+    entry = {"pod_cidr": "10.244.0.0/16", "service_cidr": "10.96.0.0/16", "driver_version": "580", "groups": GROUPS}
+    return bill.releases(inventory.parse("lab", {**entry, "adopt": list(adopt)}))
+
+
+def test_an_adopted_release_is_looked_for_where_it_is() -> None:
+    found = {one.key: one for one in adopting("cilium", "gpu-operator=gpus@nvidia:v25.3.0")}
+    assert [one.adopted for one in found.values()] == [True, False, True]
+    assert (found["cilium"].name, found["cilium"].version) == ("cilium", "1.19.6")
+    gpus = found["gpu-operator"]
+    assert (gpus.name, gpus.namespace, gpus.version, gpus.chart) == ("gpus", "nvidia", "v25.3.0", "gpu-operator")
+    # What is recorded of the pinned chart does not hold for another.
+    assert (gpus.digest, gpus.chart_range, gpus.documented) == (None, None, None)
+
+
+@pytest.mark.parametrize("text", ["istio", "cilium=net", "cilium@net", "=a@b", "cilium:"])
+def test_what_cannot_be_adopted(text: str) -> None:
+    with pytest.raises(InputError, match=r"`adopt` holds .*; it takes cilium, .*, nic-cluster-policy, each as NAME"):
+        adopting(text)
+
+
+def test_a_release_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = bill.packaged("charts.yaml")
+    row = {"version": "1.2", "repository": "https://e.org", "namespace": "n", "source": "s", "seen_on": "2026-11-21"}
+    rows["releases"]["exporter"] = row
+    packaged = bill.packaged
+    monkeypatch.setattr(bill, "packaged", lambda name: rows if name == "charts.yaml" else packaged(name))
+    bill.load.cache_clear()
+    try:
+        *_, last = adopting()
+        assert (last.key, last.title, last.chart, last.privileged) == ("exporter", "exporter", "exporter", False)
+        assert (last.digest, last.deadline_s, bill.unsupported(last, "v1.35.4")) == (None, 600, None)
+        entry = {"pod_cidr": "10.244.0.0/16", "service_cidr": "10.96.0.0/16", "driver_version": "580", "groups": GROUPS}
+        assert values.values(last, inventory.parse("lab", entry)) == {}
+        assert observed.goal(last).title == "exporter"
+        del row["namespace"]
+        bill.load.cache_clear()
+        with pytest.raises(InputError, match="release 'exporter' has no 'namespace'"):
+            bill.load()
+    finally:
+        bill.load.cache_clear()

@@ -10,119 +10,26 @@ from typing import Any
 import pytest
 from gpuready.charts_values import inventory
 from gpuready.validators import registry
-from gpuready.validators.evidence import Evidence
+from gpuready.validators.evidence import RELEASES, Evidence
 from gpuready.validators.expected import Expected
 from gpuready.validators.judge import judge
 from gpuready.validators.model import Result, Status
+from gpuready.validators.webhooks import ENDPOINTS
 
 from .conftest import entry, gpu_node
+from .healthy import (
+    claim,
+    claimant,
+    endpoints,
+    namespace,
+    operand,
+    pod,
+    ready_policy,
+    record,
+    slice_of,
+)
 
 Edit = Callable[[Evidence], None]
-
-
-def workload(kind: str, namespace: str, name: str, release: str, chart: str, tag: str = "") -> dict[str, Any]:
-    """A Deployment or DaemonSet of a release, all its pods ready."""
-    counts = (
-        {"desiredNumberScheduled": 2, "numberReady": 2} if kind == "DaemonSet" else {"readyReplicas": 1, "replicas": 1}
-    )
-    return {
-        "kind": kind,
-        "apiVersion": "apps/v1",
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "labels": {"helm.sh/chart": chart} if chart else {},
-            "annotations": {"meta.helm.sh/release-name": release, "meta.helm.sh/release-namespace": namespace},
-        },
-        "spec": {"replicas": 1, "template": {"spec": {"containers": [{"image": f"repo/{name}:{tag or 'v1'}"}]}}},
-        "status": counts,
-    }
-
-
-def operand(name: str) -> dict[str, Any]:
-    return {
-        "kind": "DaemonSet",
-        "apiVersion": "apps/v1",
-        "metadata": {"name": name, "namespace": "gpu-operator"},
-        "spec": {"template": {"spec": {"containers": [{"image": "x:y"}]}}},
-        "status": {"desiredNumberScheduled": 2, "numberReady": 2},
-    }
-
-
-def ready_policy(name: str = "cluster-policy") -> dict[str, Any]:
-    parts = ("driver", "toolkit", "devicePlugin", "gfd", "dcgmExporter", "migManager")
-    return {
-        "kind": "ClusterPolicy",
-        "apiVersion": "nvidia.com/v1",
-        "metadata": {"name": name},
-        "spec": {part: {"enabled": True} for part in parts},
-        "status": {"state": "ready", "conditions": [{"type": "Ready", "status": "True", "reason": "Reconciled"}]},
-    }
-
-
-def slice_of(node: str, driver: str, devices: int, version: str | None = None) -> dict[str, Any]:
-    attributes: dict[str, Any] = {"type": {"string": "gpu"}}
-    if version:
-        attributes["driverVersion"] = {"version": version}
-    return {
-        "kind": "ResourceSlice",
-        "apiVersion": "resource.k8s.io/v1",
-        "metadata": {"name": f"{node}-{driver}"},
-        "spec": {
-            "nodeName": node,
-            "driver": driver,
-            "devices": [{"name": f"d-{i}", "attributes": attributes} for i in range(devices)],
-        },
-    }
-
-
-@pytest.fixture
-def healthy(evidence: Evidence) -> Evidence:
-    """All that a healthy H100 cluster shows."""
-    nfd = workload("Deployment", "node-feature-discovery", "node-feature-discovery-master",
-                   "node-feature-discovery", "node-feature-discovery-0.19.0")  # fmt: skip
-    nfd["metadata"]["labels"] |= {"app.kubernetes.io/name": "node-feature-discovery", "role": "master"}
-    operands = (
-        *("nvidia-driver-daemonset", "nvidia-container-toolkit-daemonset", "nvidia-device-plugin-daemonset"),
-        *("nvidia-operator-validator", "gpu-feature-discovery", "nvidia-dcgm-exporter", "nvidia-mig-manager"),
-    )
-    nic = {
-        "metadata": {"name": "nic-cluster-policy"},
-        "spec": {},
-        "status": {
-            "state": "ready",
-            "appliedStates": [
-                {"name": "state-OFED", "state": "ignore"},
-                {"name": "state-RDMA-device-plugin", "state": "ready"},
-            ],
-        },
-    }
-    dra = "dra-driver-nvidia-gpu"
-    evidence.cluster |= {
-        "namespaces": [{"metadata": {"name": "kube-system", "uid": "u-1"}}],
-        "pods": [],
-        "configmaps": [{"metadata": {"name": "cilium-config"}, "data": {"cni-exclusive": "false"}}],
-        "ciliumnodes.cilium.io": [{"metadata": {"name": name}} for name in ("gpu-0", "gpu-1")],
-        "clusterpolicies.nvidia.com": [ready_policy()],
-        "nicclusterpolicies.mellanox.com": [nic],
-        "deployments.apps": [
-            workload("Deployment", "kube-system", "cilium-operator", "cilium", "", "v1.19.6"),
-            nfd,
-            workload("Deployment", "nvidia-network-operator", "network-operator", "network-operator",
-                     "network-operator-26.4.1"),
-            workload("Deployment", "gpu-operator", "gpu-operator", "gpu-operator", "gpu-operator-v26.7.0"),
-            workload("Deployment", dra, f"{dra}-controller", dra, f"{dra}-0.4.0"),
-        ],
-        "daemonsets.apps": [
-            workload("DaemonSet", "kube-system", "cilium", "cilium", "", "v1.19.6"),
-            *(operand(name) for name in operands),
-        ],
-        "resourceslices.resource.k8s.io": [
-            slice_of(name, "compute-domain.nvidia.com", 1) for name in ("gpu-0", "gpu-1")
-        ],
-        "deviceclasses.resource.k8s.io": [],
-    }  # fmt: skip
-    return evidence
 
 
 def results(expected: Expected, evidence: Evidence) -> tuple[Result, ...]:
@@ -136,7 +43,8 @@ def bad(expected: Expected, evidence: Evidence) -> list[Result]:
 def test_a_healthy_cluster_raises_nothing(expected: Expected, healthy: Evidence) -> None:
     assert [(one.id, one.finding.cause, one.finding.detail) for one in bad(expected, healthy)] == []
     judged = {one.check for one in results(expected, healthy) if one.status is Status.PASS}
-    assert judged == {one.id for one in registry.of_phase("check")}
+    # The promised cluster has no RoCE rails.
+    assert judged == {one.id for one in registry.of_phase("check")} - {"network.secondary"}
 
 
 def node(evidence: Evidence, name: str = "gpu-1") -> dict[str, Any]:
@@ -234,6 +142,68 @@ def second_policy(evidence: Evidence) -> None:
     evidence.cluster["clusterpolicies.nvidia.com"].append(other)
 
 
+def config(**changes: str) -> Edit:
+    def edit(evidence: Evidence) -> None:
+        found = evidence.find("configmaps", "cilium-config")
+        assert found is not None
+        found["data"] = found["data"] | {key.replace("_", "-"): value for key, value in changes.items()}
+
+    return edit
+
+
+def put(key: str, *things: dict[str, Any]) -> Edit:
+    """These objects in place of those of the same name."""
+
+    def edit(evidence: Evidence) -> None:
+        names = {one["metadata"]["name"] for one in things}
+        kept = [one for one in evidence.objects(key) if one["metadata"]["name"] not in names]
+        evidence.cluster[key] = [*kept, *things]
+
+    return edit
+
+
+def both(*edits: Edit) -> Edit:
+    def edit(evidence: Evidence) -> None:
+        for one in edits:
+            one(evidence)
+
+    return edit
+
+
+def taint(one: dict[str, Any]) -> None:
+    one["spec"]["taints"].append({"key": "maintenance", "value": "firmware", "effect": "NoExecute"})
+
+
+def switched_off(evidence: Evidence) -> None:
+    found = evidence.find("deployments.apps", "gpu-operator")
+    assert found is not None
+    found["spec"]["replicas"] = 0
+    found["status"] = {}
+
+
+def kube_proxy(evidence: Evidence) -> None:
+    put("daemonsets.apps", operand("kube-proxy", "", "kube-system"))(evidence)
+
+
+def unready_pod(name: str, *, ready: int = 1, **status: Any) -> Edit:
+    """The pod of a DaemonSet on gpu-1 is not ready, the one on gpu-0 is."""
+
+    def edit(evidence: Evidence) -> None:
+        found = evidence.find("daemonsets.apps", name)
+        assert found is not None
+        found["status"]["numberReady"] = ready
+        pods = [pod(found, "gpu-0", ready=True), pod(found, "gpu-1", **status)]
+        evidence.cluster["pods"] += pods
+
+    return edit
+
+
+def plugin_hangs(evidence: Evidence) -> None:
+    patient = {"initContainerStatuses": [{"name": "init", "state": {"running": {}}}], "phase": "Pending"}
+    unready_pod("dra-driver-nvidia-gpu-kubelet-plugin", **patient)(evidence)
+    drop("resourceslices.resource.k8s.io", "gpu-1-compute-domain.nvidia.com")(evidence)
+
+
 def cordon(one: dict[str, Any]) -> None:
     one["spec"]["unschedulable"] = True
 
@@ -246,6 +216,44 @@ FAULTS: list[tuple[str, Edit, str, str, str]] = [
     ("another cluster", lambda e: e.about.update(uid="u-2"), "cluster.identity", "AnotherCluster", "lab"),
     ("node missing", drop("nodes", "gpu-1"), "nodes.present", "NodeMissing", "gpu-1"),
     ("node not ready", on_node(unready), "nodes.ready", "NotReady", "gpu-1"),
+    ("webhook down", put(ENDPOINTS, endpoints(ready=False)), "cluster.webhooks", "WebhookDead",
+     "ValidatingWebhookConfiguration/kueue"),
+    ("webhook without a Service", drop(ENDPOINTS, "w-1"), "cluster.webhooks", "WebhookDead",
+     "ValidatingWebhookConfiguration/kueue"),
+    ("undeclared taint", on_node(taint), "nodes.taints", "UndeclaredTaint", "gpu-1"),
+    ("upgrade failed", put(RELEASES, record("gpu-operator", "gpu-operator", "failed", 3)), "release.status",
+     "ReleaseNotDeployed", "gpu-operator/gpu-operator"),
+    ("upgrade pending", put(RELEASES, record("gpu-operator", "gpu-operator", "pending-upgrade", 3)),
+     "release.status", "ReleasePending", "gpu-operator/gpu-operator"),
+    ("pods not admitted", put("namespaces", namespace("gpu-operator", psa="restricted")), "release.namespace",
+     "PodsRefused", "gpu-operator/gpu-operator"),
+    ("no Pod Security label", put("namespaces", namespace("gpu-operator")), "release.namespace", "NoLabel",
+     "gpu-operator/gpu-operator"),
+    ("operator stopped", switched_off, "release.installed", "ScaledToZero", "gpu-operator/gpu-operator"),
+    ("pool over nodes", config(cluster_pool_ipv4_cidr="192.168.0.0/16"), "cilium.cidr", "PoolOverlaps",
+     "kube-system/cilium-config"),
+    ("pool over Services", config(cluster_pool_ipv4_cidr="10.0.0.0/8"), "cilium.cidr", "PoolOverlaps",
+     "kube-system/cilium-config"),
+    ("another pool", config(cluster_pool_ipv4_cidr="10.245.0.0/16"), "cilium.cidr", "PoolDiffers",
+     "kube-system/cilium-config"),
+    ("kube-proxy beside", kube_proxy, "cilium.kube_proxy", "TwoProxies", "kube-system/kube-proxy"),
+    ("no proxy at all", config(kube_proxy_replacement="false"), "cilium.kube_proxy", "NoProxy",
+     "kube-system/kube-proxy"),
+    ("waits for OFED", label("network.nvidia.com/operator.mofed.wait", "true"), "rdma.wait", "WaitsForDriver",
+     "gpu-1"),
+    ("RDMA misnamed", both(offers("rdma/rdma_shared_device_a", "0"), offers("rdma/shared_b", "63")),
+     "rdma.allocatable", "OtherName", "gpu-1"),
+    ("operand crashes", unready_pod("nvidia-driver-daemonset"), "gpu.operands", "PodsNotReady",
+     "nvidia-driver-daemonset"),
+    ("operand switched off", label("nvidia.com/gpu.deploy.device-plugin", "false"), "gpu.operands",
+     "WantsTooFewPods", "nvidia-device-plugin-daemonset"),
+    ("plugin hangs, slice stays", unready_pod("dra-driver-nvidia-gpu-kubelet-plugin"), "dra.slices",
+     "PluginNotReady", "gpu-1"),
+    ("plugin hangs", plugin_hangs, "dra.slices", "NoSlice", "gpu-1"),
+    ("claim for an unknown class", both(put("resourceclaims.resource.k8s.io", claim("nope")), put("pods", claimant())),
+     "dra.pending", "ClassMissing", "default/mine"),
+    ("claim without a device", both(put("resourceclaims.resource.k8s.io", claim("compute-domain-daemon.nvidia.com")),
+     put("pods", claimant())), "dra.pending", "NoDevice", "default/mine"),
     ("cordoned", on_node(cordon), "nodes.schedulable", "Cordoned", "gpu-1"),
     ("release gone", drop("deployments.apps", "gpu-operator"), "release.installed", "ReleaseMissing",
      "gpu-operator/gpu-operator"),
@@ -297,23 +305,9 @@ def test_a_fault_is_found(
 
 def test_every_check_has_a_fault_that_it_catches() -> None:
     # The API server that does not answer is shown on a real one, in tests/rehearsal.
-    covered = {row[2] for row in FAULTS} | {"cluster.reachable"}
+    # The rails of RoCE are in test_rails.py.
+    covered = {row[2] for row in FAULTS} | {"cluster.reachable", "network.secondary"}
     assert {one.id for one in registry.of_phase("check")} == covered
-
-
-def test_the_first_operand_that_fails_is_the_one_to_look_at(expected: Expected, healthy: Evidence) -> None:
-    for name in ("nvidia-driver-daemonset", "nvidia-device-plugin-daemonset"):
-        operand_status(name, numberReady=0)(healthy)
-    plugin = next(one for one in bad(expected, healthy) if one.finding.subject.name == "nvidia-device-plugin-daemonset")
-    assert "it waits for nvidia-driver-daemonset" in plugin.finding.detail
-
-
-def test_what_follows_from_a_missing_label_names_it(expected: Expected, healthy: Evidence) -> None:
-    label("feature.node.kubernetes.io/pci-10de.present", None)(healthy)
-    offers("nvidia.com/gpu", "0")(healthy)
-    first, *rest = bad(expected, healthy)
-    assert first.id == "nfd.labels/node/gpu-1"
-    assert {one.caused_by for one in rest} == {first.id}
 
 
 def test_a_preempted_spot_node_is_no_failure(healthy: Evidence) -> None:

@@ -86,7 +86,8 @@ def test_unlike_nodes_are_groups_of_their_own(seen: Evidence) -> None:
     assert sorted(groups) == ["h100", "l40s"]
     assert groups["l40s"].resources == {"nvidia.com/gpu": 4}
     assert (groups["l40s"].capacity, groups["l40s"].count, groups["l40s"].rdma) == ("spot", 1, "none")
-    assert groups["l40s"].selector == {"node.kubernetes.io/instance-type": "l40s-4x"}
+    selector = {"node.kubernetes.io/instance-type": "l40s-4x", "karpenter.sh/capacity-type": "spot"}
+    assert groups["l40s"].selector == selector
 
 
 def test_many_nodes_are_described_by_their_machine_type(seen: Evidence) -> None:
@@ -113,7 +114,7 @@ def test_a_bare_cluster_is_refused_by_the_key_to_fill_in(seen: Evidence) -> None
 
 
 def test_no_gpu_at_all_is_said(seen: Evidence) -> None:
-    seen.cluster["nodes"] = [{"metadata": {"name": "cp-0"}, "spec": {}, "status": {}}]
+    seen.cluster["nodes"] = [{"metadata": {"name": "cp-0"}, "spec": {"podCIDR": "10.244.0.0/24"}, "status": {}}]
     draft = entry_from(seen, "lab")
     assert '"groups": {  # fill in: no node shows a GPU' in draft.to_python()
     with pytest.raises(InputError, match="groups"):
@@ -161,6 +162,130 @@ def test_platform(seen: Evidence, version: str, labels: dict[str, str], platform
 def test_cilium_tells_the_pod_network_where_it_owns_it(seen: Evidence, config: dict[str, str], cidr: str) -> None:
     seen.cluster["configmaps"] = [{"metadata": {"name": "cilium-config"}, "data": config}]
     assert entry_from(seen, "lab").entry["pod_cidr"] == cidr
+
+
+@pytest.mark.parametrize(
+    ("label", "value"),
+    [
+        ("karpenter.sh/capacity-type", "spot"),
+        ("eks.amazonaws.com/capacityType", "SPOT"),
+        ("cloud.google.com/gke-spot", "true"),
+        ("kubernetes.azure.com/scalesetpriority", "spot"),
+    ],
+)
+@pytest.mark.parametrize("form", ["label", "taint"])
+def test_spot_nodes_are_a_group_of_their_own(seen: Evidence, label: str, value: str, form: str) -> None:
+    node = seen.objects("nodes")[1]
+    if form == "label":
+        node["metadata"]["labels"][label] = value
+    else:
+        node["spec"]["taints"].append({"key": label, "value": value, "effect": "NoSchedule"})
+    draft = entry_from(seen, "lab")
+    groups = {group.name: group for group in parsed(draft).groups}
+    assert {name: group.capacity for name, group in groups.items()} == {"h100": "reserved", "h100-spot": "spot"}
+    assert groups["h100"].nodes == ("gpu-0",)
+    assert f"by {label}={value}" in draft.comments["groups", "h100-spot", "capacity"]
+    if form == "label":
+        assert (groups["h100-spot"].count, groups["h100-spot"].selector) == (1, {label: value})
+    else:
+        assert groups["h100-spot"].nodes == ("gpu-1",)
+        assert "come under new names" in draft.comments["groups", "h100-spot", "nodes"]
+        assert {"key": label, "value": value, "effect": "NoSchedule"} in groups["h100-spot"].taints
+
+
+def workload(name: str, namespace: str, chart: str, release: str = "") -> dict[str, Any]:
+    """A DaemonSet; of a Helm release where ``release`` names one as ``name@namespace``."""
+    meta: dict[str, Any] = {"name": name, "namespace": namespace, "labels": {"helm.sh/chart": chart}}
+    if release:
+        helm, _, place = release.partition("@")
+        meta["annotations"] = {"meta.helm.sh/release-name": helm, "meta.helm.sh/release-namespace": place}
+    return {"metadata": meta}
+
+
+def test_what_others_installed_is_to_be_adopted(seen: Evidence) -> None:
+    """A hosted cluster that comes with Cilium and the GPU Operator."""
+    seen.cluster["daemonsets.apps"] = [
+        workload("cilium", "kube-system", "cilium-1.18.2", "cilium@kube-system"),
+        workload("worker", "ops", "node-feature-discovery-0.19.0", "nvidia@ops"),
+        workload("nvidia", "ops", "gpu-operator-v26.7.0", "nvidia@ops"),
+        workload("prometheus", "monitoring", "kube-prometheus-stack-80.1.0", "prometheus@monitoring"),
+    ]
+    seen.cluster["deployments.apps"] = []
+    draft = entry_from(seen, "lab")
+    # NFD came as a part of the GPU Operator: it is of that release.
+    assert draft.entry["adopt"] == ["cilium:1.18.2", "gpu-operator=nvidia@ops"]
+    assert "takes them over with the values they have" in draft.comments["adopt",]
+    assert "Helm release prometheus 80.1.0 in monitoring." in draft.notes
+    parsed(draft)
+
+
+def test_what_gpuready_installed_is_not(seen: Evidence) -> None:
+    seen.cluster["daemonsets.apps"] = [workload("cilium", "kube-system", "cilium-1.18.2", "cilium@kube-system")]
+    seen.cluster["deployments.apps"] = []
+    seen.cluster["nicclusterpolicies.mellanox.com"] = [{"metadata": {"name": "nic-cluster-policy"}}]
+    record = {"cilium": "cilium@kube-system", "network-operator": "network-operator@nvidia-network-operator"}
+    seen.cluster["gpuready-installs"] = [{"metadata": {"name": "gpuready-installs"}, "data": record}]
+    assert "adopt" not in entry_from(seen, "lab").entry
+    seen.cluster["gpuready-installs"] = []
+    seen.failures["gpuready-installs"] = ReadFailure("forbidden", "HTTP 403")
+    draft = entry_from(seen, "lab")
+    assert draft.entry["adopt"] == ["cilium:1.18.2", "nic-cluster-policy"]
+    assert "gpuready-installs could not be read" in draft.comments["adopt",]
+
+
+def test_what_stands_in_the_way_is_a_note(seen: Evidence) -> None:
+    seen.cluster["daemonsets.apps"] = [workload("cilium", "kube-system", "")]
+    for one in seen.objects("nodes"):
+        one["metadata"]["annotations"] = {"flannel.alpha.coreos.com/backend-type": "vxlan"}
+    notes = " ".join(entry_from(seen, "lab").notes)
+    assert "Cilium in kube-system belongs to no Helm release; the installer refuses beside it." in notes
+    assert "2 nodes have a pod network of flannel" in notes
+
+
+RAIL = {
+    "metadata": {"name": "rail-0"},
+    "spec": {"networkNamespace": "default", "master": "ens1", "ipam": '{"type": "nv-ipam", "poolName": "rail-0"}'},
+}
+POOL = {"metadata": {"name": "rail-0", "namespace": "nvidia-network-operator"}, "spec": {"subnet": "172.16.0.0/16"}}
+
+
+@pytest.fixture
+def roce(seen: Evidence) -> Evidence:
+    """The two nodes with Ethernet NICs."""
+    for one in seen.objects("nodes"):
+        one["metadata"]["labels"]["feature.node.kubernetes.io/pci-0200_15b3.present"] = "true"
+    return seen
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_rails_that_gpuready_made(roce: Evidence, told: bool) -> None:
+    if not told:  # NFD labels the vendor alone, as gpuready configures it
+        for one in roce.objects("nodes"):
+            del one["metadata"]["labels"]["feature.node.kubernetes.io/pci-0200_15b3.present"]
+    roce.cluster["macvlannetworks.mellanox.com"] = [RAIL]
+    roce.cluster["ippools.nv-ipam.nvidia.com"] = [POOL]
+    (group,) = parsed(entry_from(roce, "lab")).groups
+    assert group.rdma == "roce"
+    assert [(one.name, one.interface, one.cidr) for one in group.networks] == [("rail-0", "ens1", "172.16.0.0/16")]
+
+
+def test_the_rails_that_others_made(roce: Evidence) -> None:
+    config = '{"type": "host-device", "device": "ens1"}'
+    roce.cluster["network-attachment-definitions.k8s.cni.cncf.io"] = [
+        {"metadata": {"name": "rail-0", "namespace": "ml"}, "spec": {"config": config}},
+        {"metadata": {"name": "storage", "namespace": "ml"}, "spec": {"config": '{"type": "bridge"}'}},
+    ]
+    draft = entry_from(roce, "lab")
+    (group,) = parsed(draft).groups
+    assert [(one.name, one.interface) for one in group.networks] == [("ml/rail-0", "")]
+    assert draft.comments["groups", "h100", "networks"].startswith("check: which of these networks are rails")
+
+
+def test_rails_that_are_not_known_are_left_open(roce: Evidence) -> None:
+    draft = entry_from(roce, "lab")
+    assert "networks" not in draft.entry["groups"]["h100"]
+    assert draft.comments["groups", "h100", "networks"].startswith("fill in: interface and cidr of each rail")
+    parsed(draft)
 
 
 def test_a_service_network_that_is_not_served_is_hinted_at(seen: Evidence) -> None:

@@ -160,6 +160,48 @@ def test_the_reader_understands_every_shape(nodes: int, gpus: int, nics: int) ->
     assert report.benchmark.largest.busbw == rendered.busbw_gbytes_s
 
 
+_TRAY = {"gpus": 4, "nics": tuple(f"mlx5_{nic}" for nic in range(4)), "product": "NVIDIA GB200"}
+
+
+def test_within_an_nvlink_domain_nothing_takes_a_nic() -> None:
+    rendered = _render(*(_host(number, **_TRAY, clique="rack-a.0") for number in range(3)))
+
+    report = nccl.read(log.splitlines() for log in rendered.logs.values())
+
+    assert (report.ranks, report.nodes, report.incomplete, report.gdr) == (12, 3, (), "not_applicable")
+    assert all(traffic.intranode["P2P/MNNVL"] for traffic in report.traffic.values())
+    assert rendered.busbw_gbytes_s == pytest.approx(811, rel=0.02)
+
+
+def test_between_nvlink_domains_the_nics_carry_the_traffic() -> None:
+    racks = ("rack-a.0", "rack-a.0", "rack-b.0", "")
+    rendered = _render(*(_host(number, **_TRAY, clique=rack) for number, rack in enumerate(racks)))
+
+    report = nccl.read(log.splitlines() for log in rendered.logs.values())
+
+    assert (report.incomplete, report.gdr) == ((), "all")
+    assert ["P2P/MNNVL" in report.traffic[host].intranode for host in sorted(report.hosts)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert rendered.busbw_gbytes_s == pytest.approx(192, rel=0.02)
+
+
+def test_xml_names_the_nvlink_domain() -> None:
+    gpu = replace(_gpus(1, "NVIDIA GB200")[0], clique="0b5e.3")
+    fabric = ElementTree.fromstring(smi.xml([gpu], "580.1", "13.0")).find("gpu/fabric")
+
+    assert fabric is not None
+    assert {one.tag: one.text for one in fabric} == {
+        "state": "Completed",
+        "status": "Success",
+        "cliqueId": "3",
+        "clusterUuid": "0b5e",
+    }
+
+
 def test_hosts_of_unequal_size() -> None:
     rendered = _render(_host(0), _host(1, gpus=7), _host(2))
 

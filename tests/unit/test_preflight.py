@@ -112,9 +112,18 @@ def test_notes(entry: dict[str, Any], cluster_changes: dict[str, Any], note: str
     assert note in found
 
 
-def test_roce_is_said_to_need_more() -> None:
+def test_roce_without_a_way_to_the_rails_is_refused() -> None:
     groups = {"h100": {**ENTRY["groups"]["h100"], "rdma": "roce"}}
-    assert "uses RoCE" in run(cluster(groups=groups), HEALTHY)[0]
+    with pytest.raises(RefusedError, match="how pods get the rails' network devices; name them in `networks`"):
+        run(cluster(groups=groups), HEALTHY)
+    groups["h100"]["host_network"] = True
+    assert run(cluster(groups=groups), HEALTHY) == []
+
+
+def test_a_spot_group_may_be_empty() -> None:
+    spot = {**ENTRY["groups"]["h100"], "nodes": ["spot-0", "spot-1"], "capacity": "spot"}
+    found = run(cluster(groups={**ENTRY["groups"], "spot": spot}), HEALTHY)
+    assert found == ["group 'spot' has 0 of 2 nodes in the cluster; missing: spot-0 spot-1"]
 
 
 LIVE = {

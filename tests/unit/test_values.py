@@ -255,3 +255,77 @@ def test_rdma_that_one_policy_cannot_give_is_refused(other: dict[str, int], comp
     second = {**GROUP, "nodes": ["gpu-9"], "resources": other}
     with pytest.raises(InputError, match=complaint):
         resources.custom_resources(cluster(groups={"h100": GROUP, "other": second}))
+
+
+# -- releases of others -------------------------------------------------------------------------------------------
+
+
+def adopted(name: str, **changes: Any) -> tuple[bill.Release, Cluster]:
+    promised = cluster(adopt=[f"{name}=theirs@elsewhere"], **changes)
+    return next(one for one in bill.releases(promised) if one.key == name), promised
+
+
+def test_nothing_of_an_adopted_release_is_lost() -> None:
+    theirs = {
+        "MTU": 8900,
+        "hubble": None,
+        "cni": {"chainingMode": "none"},
+        "ipam": {"mode": "kubernetes"},
+        "kubeProxyReplacement": "false",
+    }
+    taken, promised = adopted("cilium")
+    made = values.taken_over(taken, promised, OBSERVED, theirs)
+    assert made == {
+        **theirs,
+        "cni": {"chainingMode": "none", "exclusive": False},
+        "rollOutCiliumPods": True,
+        "operator": {"rollOutPods": True},
+    }
+
+
+def test_lists_of_an_adopted_release_are_united() -> None:
+    kept = {"key": "mine", "operator": "Exists"}
+    env = [{"name": "A", "value": "1"}, {"name": "NODE_LABEL_FOR_GPU_POD_EVICTION", "value": "x"}]
+    theirs = {
+        "daemonsets": {"tolerations": [kept]},
+        "driver": {"manager": {"env": env}, "version": "570.1", "repository": "mirror"},
+        "dcgm": {"enabled": True},
+    }
+    taken, promised = adopted("gpu-operator", dra="gpus")
+    made = values.taken_over(taken, promised, OBSERVED, theirs)
+    assert made["daemonsets"]["tolerations"] == [kept, *values.tolerations(promised)]
+    assert made["driver"]["manager"]["env"] == [
+        {"name": "A", "value": "1"},
+        {"name": "NODE_LABEL_FOR_GPU_POD_EVICTION", "value": values.DRA_NODE_LABEL},
+    ]
+    assert made["driver"]["version"] == "580.173.02"
+    assert (made["driver"]["repository"], made["dcgm"]) == ("mirror", {"enabled": True})
+    assert made["nfd"] == {"enabled": False}
+    # Once taken over, it is as it is to be.
+    assert values.taken_over(taken, promised, OBSERVED, made) == made
+
+
+@pytest.mark.parametrize("wide", [{"operator": "Exists"}, {"key": "nvidia.com/gpu", "operator": "Exists"}])
+def test_what_a_toleration_of_theirs_covers_is_not_added(wide: dict[str, str]) -> None:
+    taken, promised = adopted("gpu-operator", groups={"h100": {**GROUP, "taints": []}})
+    made = values.taken_over(taken, promised, OBSERVED, {"daemonsets": {"tolerations": [wide]}})
+    assert made["daemonsets"]["tolerations"] == [wide]
+
+
+def test_the_clusters_own_file_reaches_an_adopted_release(tmp_path: Path) -> None:
+    folder = tmp_path / "charts_values" / "lab"
+    folder.mkdir(parents=True)
+    (folder / "cilium.yaml").write_text("MTU: null\ncni:\n  exclusive: true\n")
+    taken, _ = adopted("cilium")
+    promised = cluster(tmp_path, adopt=["cilium=theirs@elsewhere"])
+    made = values.taken_over(taken, promised, OBSERVED, {"MTU": 8900})
+    assert "MTU" not in made
+    assert made["cni"] == {"exclusive": True}
+
+
+def test_drivers_are_replaced_while_a_maintenance_lasts() -> None:
+    def upgrades(*named: str) -> bool:
+        made = values.values(release("gpu-operator"), cluster(maintenance=list(named)))
+        return bool(made["driver"]["upgradePolicy"]["autoUpgrade"])
+
+    assert (upgrades(), upgrades("*"), upgrades("gpu-0")) == (False, True, True)

@@ -1,0 +1,147 @@
+"""What the probes of an acceptance tell: were they admitted, and does every rail carry traffic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gpuready.charts_values.errors import ApiError, UnreachableError
+from gpuready.rehearsal.outputs.nccl import Host, render
+from gpuready.validators import registry
+from gpuready.validators.acceptance.run import record_failure
+from gpuready.validators.acceptance.verdicts import RUN_LABEL, WORKLOAD_LABEL, refusal
+from gpuready.validators.evidence import Evidence
+from gpuready.validators.expected import Expected
+from gpuready.validators.judge import judge
+from gpuready.validators.model import Result, Status
+
+NICS = tuple(f"mlx5_{number}" for number in range(8))
+NODES = ("gpu-0", "gpu-1")
+QUOTA = "exceeded quota: full, requested: pods=1, used: pods=0, limited: pods=0"
+
+
+def host(number: int, **changes: Any) -> Host:
+    """A pod of the all-reduce on a healthy node."""
+    given = {"gpus": 8, "nics": NICS, "link": "IB", "nic_gbits_s": 400.0, "rdma": True, "gdr": True}
+    return Host(f"pod-{number}", address=f"10.244.0.{number + 10}", **{**given, **changes})
+
+
+def after(evidence: Evidence, *hosts: Host) -> Evidence:
+    """The evidence of an all-reduce on two nodes."""
+    evidence.about |= {"run": "r1", "kind": "accept", "nccl": {"nccl-pair": {"nodes": list(NODES)}}}
+    evidence.logs["nccl-pair"] = render(hosts, min_bytes=8 << 20, max_bytes=8 << 30, seed=1).logs
+    labels = {RUN_LABEL: "r1", WORKLOAD_LABEL: "nccl-pair"}
+    evidence.cluster["pods"] = [
+        {
+            "metadata": {"name": one.name, "labels": labels},
+            "spec": {"nodeName": name},
+            "status": {"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]},
+        }
+        for one, name in zip(hosts, NODES, strict=True)
+    ]
+    return evidence
+
+
+def bad(expected: Expected, evidence: Evidence, *checks: str) -> list[Result]:
+    found = judge(expected, evidence, [registry.get(one) for one in checks])
+    return [one for one in found if one.status.rank >= Status.WARN.rank]
+
+
+FABRIC = ("nccl.run", "nccl.transport", "nccl.rails", "nccl.errors", "nccl.bandwidth", "nccl.correct")
+
+
+def test_every_rail_of_a_healthy_run_is_used(expected: Expected, evidence: Evidence) -> None:
+    after(evidence, host(0), host(1))
+    assert bad(expected, evidence, *FABRIC) == []
+    found = judge(expected, evidence, [registry.get("nccl.rails")])
+    assert {one.finding.detail for one in found} == {"8 of 8 rails used"}
+
+
+def test_a_nic_that_nccl_does_not_see_is_named_and_comes_first(expected: Expected, evidence: Evidence) -> None:
+    after(evidence, host(0), host(1, nics=NICS[:5] + NICS[6:]))
+    found = bad(expected, evidence, *FABRIC)
+    first = found[0]
+    assert (first.id, first.status, first.finding.reason) == ("nccl.rails/node/gpu-1", Status.FAIL, "NicMissing")
+    assert first.finding.detail == "7 of 8 rails; not there: mlx5_5"
+    assert {one.caused_by for one in found[1:]} <= {first.id}
+
+
+def test_on_every_node_a_missing_nic_is_seen_by_the_promise(expected: Expected, evidence: Evidence) -> None:
+    after(evidence, host(0, nics=NICS[:7]), host(1, nics=NICS[:7]))
+    found = bad(expected, evidence, "nccl.rails")
+    assert [(one.finding.subject.name, one.finding.detail) for one in found] == [
+        ("gpu-0", "7 of 8 rails"), ("gpu-1", "7 of 8 rails"),
+    ]  # fmt: skip
+
+
+def test_a_node_on_sockets_has_no_rails_to_judge(expected: Expected, evidence: Evidence) -> None:
+    after(evidence, host(0), host(1, rdma=False, gdr=False))
+    found = bad(expected, evidence, *FABRIC)
+    assert found[0].id == "nccl.transport/node/gpu-1"
+    assert [one.id for one in found if one.caused_by is None] == [found[0].id]
+    rails = judge(expected, evidence, [registry.get("nccl.rails")])
+    assert {one.finding.subject.name: one.status for one in rails} == {
+        "gpu-0": Status.UNPROVEN, "gpu-1": Status.SKIP,
+    }  # fmt: skip
+
+
+def test_without_a_run_the_rails_are_left_out(expected: Expected, evidence: Evidence) -> None:
+    evidence.about["nccl_off"] = "deselected with --nccl off"
+    assert {one.status for one in judge(expected, evidence, [registry.get("nccl.rails")])} == {Status.SKIP}
+
+
+PROBES = ("probes.run", "probes.admitted", "smi.pod", "smi.gpus", "nccl.run", "nccl.rails")
+
+
+def test_refused_pods_come_first_and_explain_the_rest(expected: Expected, evidence: Evidence) -> None:
+    evidence.about |= {
+        "run": "r1", "planned": {"smi-0000-r1": "gpu-0", "smi-0001-r1": "gpu-1"},
+        "refused": {"smi-0000-r1": QUOTA, "smi-0001-r1": QUOTA}, "nccl_off": "the cluster refuses the probe pods",
+    }  # fmt: skip
+    evidence.cluster["pods"] = []
+    first, *rest = bad(expected, evidence, *PROBES)
+    assert (first.check, first.status, first.finding.detail) == (
+        "probes.admitted", Status.FAIL, f"{QUOTA}; 2 Jobs got no pod",
+    )  # fmt: skip
+    assert {one.check for one in rest} == {"smi.pod", "smi.gpus", "nccl.run"}
+    assert {one.caused_by for one in rest} == {first.id}
+    assert {one.finding.detail for one in rest if one.check == "smi.pod"} == {QUOTA}
+
+
+def test_admitted_pods_are_no_news(expected: Expected, evidence: Evidence) -> None:
+    assert bad(expected, evidence, "probes.admitted") == []
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (f'Error creating: pods "smi-0000-r1-x" is forbidden: {QUOTA}', QUOTA),
+        ('Error creating: pods "a" is forbidden: violates PodSecurity "restricted:latest": x',
+         'violates PodSecurity "restricted:latest": x'),
+        ('Error creating: Internal error occurred: failed calling webhook "v.io": no\n endpoints',
+         'Internal error occurred: failed calling webhook "v.io": no endpoints'),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_the_servers_own_words(message: str, told: str) -> None:
+    assert refusal(message) == told
+
+
+RBAC = 'jobs.batch is forbidden: User "me" cannot create resource "jobs" in API group "batch"'
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "status"),
+    [
+        (ApiError(RBAC, 403), "PermissionMissing", Status.UNPROVEN),
+        (ApiError(f'jobs.batch "anchor" is forbidden: {QUOTA}', 403), "ProbesRefused", Status.FAIL),
+        (UnreachableError("gone"), "Unreachable", Status.ERROR),
+    ],
+)
+def test_a_quota_is_no_missing_permission(
+    expected: Expected, evidence: Evidence, error: Exception, reason: str, status: Status
+) -> None:
+    record_failure(evidence, "acceptance", error)  # type: ignore[arg-type]
+    (found,) = bad(expected, evidence, "probes.run")
+    assert (found.finding.reason, found.status) == (reason, status)
+    assert str(error) in found.finding.detail
