@@ -74,7 +74,7 @@ def check_names(cluster: Cluster, nodes: Iterable[Object]) -> None:
     """`maintenance` names the cluster, or nodes that are there; raises RefusedError."""
     present = list(nodes)
     known = {"*", cluster.name, *(str(node["metadata"]["name"]) for node in present)}
-    known |= {name for group in cluster.groups for name in group.nodes}
+    known |= {name for group in cluster.groups for name in group.nodes} | set(cluster.ssh_nodes)
     for name in cluster.maintenance:
         if name not in known:
             raise RefusedError(

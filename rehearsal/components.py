@@ -70,26 +70,26 @@ def free_ports() -> dict[str, int]:
     """A free port of 127.0.0.1 for each name in PORTS.
 
     Below the range from which the kernel serves outgoing connections, so that none of them takes the port of
-    a component that is about to be restarted.
+    a component that is about to be restarted. No other rehearsal of this machine is given one of them while this
+    process lives: until the components listen, the ports look free.
     """
     found: dict[str, int] = {}
-    held = []
-    try:
-        for _ in range(1000):
-            candidate = socket.socket()
-            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                candidate.bind((HOST, random.randrange(20000, 30000)))
-            except OSError:
-                candidate.close()
-                continue
-            held.append(candidate)
-            found[PORTS[len(found)]] = candidate.getsockname()[1]
-            if len(found) == len(PORTS):
-                return found
-    finally:
-        for candidate in held:
-            candidate.close()
+    for _ in range(1000):
+        port = random.randrange(20000, 30000)
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            # A name in no folder, held by a descriptor that only the end of the process closes.
+            claim.bind(f"\0gpuready-port-{port}")
+            with socket.socket() as candidate:
+                candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                candidate.bind((HOST, port))
+        except OSError:
+            claim.close()
+            continue
+        claim.detach()
+        found[PORTS[len(found)]] = port
+        if len(found) == len(PORTS):
+            return found
     raise ToolError(f"{HOST} has no {len(PORTS)} free ports between 20000 and 30000")
 
 

@@ -41,7 +41,6 @@ Schema 1 (units in the names; null where the node does not show it):
 """
 
 import argparse
-import datetime
 import glob
 import json
 import os
@@ -657,7 +656,7 @@ def probe(files=(), root="/"):
         "schema": SCHEMA,
         "host": platform.node(),
         "root": os.geteuid() == 0,
-        "utc": datetime.datetime.fromtimestamp(began, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
     }
     for part, read in PARTS.items():
         try:

@@ -35,7 +35,8 @@ Key = tuple[str, ...]
 def mirrors(settings: NodeSettings) -> tuple[File, ...]:
     """The files by which registries are asked through mirrors; containerd reads them at each pull."""
     files = []
-    for registry, urls in settings.registry_mirrors.items():
+    # In one order on every node: pyinfra must be able to put the operations of all of them into one.
+    for registry, urls in sorted(settings.registry_mirrors.items()):
         server = _SERVERS.get(registry, f"https://{registry}")
         hosts = "".join(f'\n[host."{url}"]\n  capabilities = ["pull", "resolve"]\n' for url in urls)
         files.append(File(f"{CERTS_D}/{registry}/hosts.toml", f'{HEADER}\nserver = "{server}"\n{hosts}'))

@@ -30,7 +30,7 @@ def check(platform: str, facts: NodeFacts, commands: Iterable[str]) -> None:
         if match is None:
             continue
         what = match[0].strip()
-        if False:
+        if platform in FOREIGN:
             raise RefusedError(
                 f"node {facts.name}: `{what}` is never run on platform {platform}: its nodes join by themselves, and "
                 "this would break the cluster"

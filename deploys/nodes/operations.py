@@ -54,6 +54,16 @@ def rolled_out(
     yield FunctionCommand(_run, (partial(shared.rollout.change, str(host.name), shell, change),), {})
 
 
+@operation()
+def prepared() -> Generator[FunctionCommand, None, None]:
+    """Nothing: an operation that every host has orders what comes before it ahead of what comes after it.
+
+    pyinfra orders the operations of one host alone; those of different hosts would be taken in turns.
+    """
+    host.noop("all nodes are prepared")
+    yield from ()
+
+
 # pyinfra treats a function as one that may fail, and reads its result, only if its parameters have these names.
 def _run(state: Any, host: Any, change: Callable[[], object]) -> bool:
     try:

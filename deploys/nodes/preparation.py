@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from io import StringIO
+from pathlib import Path
 from typing import Any, TypeVar
 
 from gpuready.charts_values.errors import RefusedError
@@ -18,7 +19,7 @@ from pyinfra.operations import files, server
 
 from . import boot, containerd, facts, fit, guards, kubelet, machine, operations
 from .facts import NodeFacts
-from .plan import Disruption, NodePlan, Step, diff
+from .plan import Disruption, File, NodePlan, Step, diff
 from .shell import PyinfraShell, sudo_needed
 from .standing import CORDONED
 from .systems import system_of
@@ -71,13 +72,13 @@ def plan(cluster: Cluster, group: Group | None, seen: NodeFacts, node: Object | 
 
     quiet = (*machine.files(settings, seen, group, cluster.ofed_owner), *boot.acs_files(settings))
     mirrors = () if cluster.platform == "k3s" else containerd.mirrors(settings)
+    wanted = (*quiet, *mirrors)
+    gone = _outlived(seen, {one.path for one in wanted})
+    steps = machine.steps(settings, seen, system, group, cluster.ofed_owner)
     result = NodePlan(
         node=seen.name,
-        files=(*quiet, *mirrors),
-        steps=(
-            *machine.steps(settings, seen, system, group, cluster.ofed_owner),
-            *boot.acs_steps(settings, seen, system),
-        ),
+        files=(*wanted, *(File(path, None) for path in gone)),
+        steps=(*steps, *boot.acs_steps(settings, seen, system), *_disabled(gone)),
         disruption=change,
         notes=tuple(notes),
         printed=printed,
@@ -89,7 +90,7 @@ def plan(cluster: Cluster, group: Group | None, seen: NodeFacts, node: Object | 
 def settings_of(cluster: Cluster, group: Group | None) -> NodeSettings:
     """How inventory wants the nodes of a group; those of no group as the whole cluster."""
     where = f"inventory, cluster {cluster.name!r}" + (f", group {group.name!r}" if group else "")
-    return parse_settings(where, getattr(group, "node", {}), getattr(cluster, "node", {}))
+    return parse_settings(where, group.node if group else {}, cluster.node)
 
 
 def group_of(cluster: Cluster, name: str, node: Object | None) -> Group | None:
@@ -155,6 +156,22 @@ def prepare(cluster: Cluster) -> None:
         name="Nodes: kubelet, containerd and boot, one node at a time",
         _serial=True,
     )
+
+
+def _outlived(seen: NodeFacts, wanted: set[str]) -> list[str]:
+    """Units and scripts of an earlier run that inventory no longer asks for."""
+    ours = (boot.ACS_UNIT, boot.ACS_SCRIPT, machine.GOVERNOR_UNIT, machine.SWAP_UNIT)
+    return [path for path in ours if path not in wanted and seen.files.get(path) is not None]
+
+
+def _disabled(gone: list[str]) -> tuple[Step, ...]:
+    """What they did lasts until the next boot; then it is no longer done."""
+    links = [
+        f"/etc/systemd/system/multi-user.target.wants/{Path(one).name}" for one in gone if one.endswith(".service")
+    ]
+    if not links:
+        return ()
+    return (Step("units that are no longer wanted", f"rm -f {' '.join(links)} && systemctl daemon-reload"),)
 
 
 def _needed(made: NodePlan) -> tuple[Step, ...]:

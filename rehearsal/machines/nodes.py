@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gpuready.charts_values.errors import ApiError, DeadlineError, GpureadyError, InputError, ToolError
+from gpuready.charts_values.errors import DeadlineError, GpureadyError, InputError, ToolError
 from gpuready.charts_values.kube import Api
 
 from .. import fleet, pki, processes, state
@@ -203,14 +203,14 @@ def _ready(api: Api, machine: Machine, since: str) -> bool:
     """Whether its kubelet has said so since then: what it said before it died stays for minutes."""
     try:
         node = api.find(f"/api/v1/nodes/{machine.name}")
-    except ApiError:
+    except GpureadyError:
         return False
     if node is None or any(taint["key"] == _NOT_READY for taint in node["spec"].get("taints") or ()):
         # The controller-manager takes the taint back only after it has seen that the node is Ready.
         return False
     conditions = {one["type"]: one for one in node["status"].get("conditions") or ()}
     said = conditions.get("Ready", {"status": "", "lastHeartbeatTime": ""})
-    return said["status"] == "True" and said["lastHeartbeatTime"] >= since
+    return bool(said["status"] == "True" and (said["lastHeartbeatTime"] or "") >= since)
 
 
 def _pods(now: State) -> str:

@@ -20,20 +20,23 @@ INVENTORY = """
 import json, os
 from gpuready.charts_values import inventory as _inventory
 
-_entry = {"rehearsal": True, "maintenance": json.loads(os.environ["MAINTAIN"])}
-_this = _inventory.choose({"rehearsal": _entry}, __file__)
-if _this:
-    object.__setattr__(_this, "node", json.loads(os.environ["NODE"]))
+_entry = {"maintenance": json.loads(os.environ["MAINTAIN"]), "node": json.loads(os.environ["NODE"])}
+_this = _inventory.choose({"rehearsal": {"rehearsal": True, **_entry}}, __file__)
+cluster = ["@local"]
 gpu_nodes = (_inventory.hosts(_this), {"gpuready": _this})
 """
 DEPLOY = """
 import sys
 from gpuready.charts_values.errors import GpureadyError
-from gpuready.deploys.nodes import preparation
+from gpuready.deploys.nodes import operations, preparation
 from pyinfra.context import host
 
 try:
-    preparation.prepare(host.data.get("gpuready"))
+    if "gpu_nodes" in host.groups:
+        preparation.prepare(host.data.get("gpuready"))
+    operations.prepared(name="Nodes: prepared")
+    if "cluster" in host.groups:
+        operations.prepared(name="Cluster: its turn")
 except GpureadyError as error:
     print(f"gpuready: {error}", file=sys.stderr)
     sys.exit(2)
@@ -115,6 +118,8 @@ def test_settings_arrive_stay_come_back_and_go(machines: State, shell: Shell, pr
 
     done = prepare(STATIC)
     assert done.returncode == 0, done.stderr
+    # The cluster's own work waits for every node's last step.
+    assert done.stderr.index("operation: Nodes: kubelet") < done.stderr.index("operation: Cluster: its turn")
     for name in ("machine-0", "machine-1"):
         config = configz(machines, name)
         assert (config["topologyManagerPolicy"], config["topologyManagerScope"]) == ("restricted", "pod")

@@ -81,9 +81,7 @@ def test_a_node_that_is_gone(spot: State) -> None:
     api = Api.connect(spot.kubeconfig)
     api.delete(f"{NODES}/{LOST}")
     judged_well(spot)
-    # Kubernetes collects the pods of a node that is gone after a minute.
-    for pod in pods_of_the_node(api):
-        api._request("DELETE", path_of(pod), {"gracePeriodSeconds": "0"})
+    collect_pods(api, LOST)
     assert f"has 2 of 3 nodes in the cluster; missing: {LOST}" in install(spot)
 
 
@@ -92,6 +90,7 @@ def test_a_group_without_nodes_is_installed_for_later(spot: State) -> None:
     api = Api.connect(spot.kubeconfig)
     for name in ("gpu-0000", "gpu-0001"):
         api.delete(f"{NODES}/{name}")
+        collect_pods(api, name)
     install(spot)
     assert gpuready(spot, "check").returncode in (0, 2)
     back = next(one for one in fleet.nodes(fleet.load_profile("cloud-vm"), 3, spot.ports["kwok"]) if named(one, LOST))
@@ -122,8 +121,14 @@ def power_off(api: Api) -> None:
         api.patch(f"{path_of(pod)}/status", {"status": {"conditions": [unready]}}, kind="strategic")
 
 
-def pods_of_the_node(api: Api) -> list[Object]:
-    return api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={LOST}", resourceVersion="")
+def pods_of_the_node(api: Api, name: str = LOST) -> list[Object]:
+    return api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={name}", resourceVersion="")
+
+
+def collect_pods(api: Api, name: str) -> None:
+    """Remove the pods of a node that is gone, as Kubernetes does after a minute."""
+    for pod in pods_of_the_node(api, name):
+        api._request("DELETE", path_of(pod), {"gracePeriodSeconds": "0"})
 
 
 def path_of(pod: Object) -> str:

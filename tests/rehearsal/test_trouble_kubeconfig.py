@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def listener(serve: Callable[[socket.socket], Any]) -> Iterator[int]:
                 except OSError:
                     return
                 held.append(connection)
-                serve(connection)
+                with suppress(OSError):  # the client may be gone already
+                    serve(connection)
 
         threading.Thread(target=work, daemon=True).start()
         yield server.getsockname()[1]

@@ -80,11 +80,10 @@ def cluster(group: dict[str, Any] | None = None, node: dict[str, Any] | None = N
         "service_cidr": "10.96.0.0/16",
         "driver_version": "580.95.05",
         "groups": {"h100": group or GROUP},
+        "node": node or {},
         **changes,
     }
-    made = inventory.parse("lab", entry)
-    object.__setattr__(made, "node", node or {})
-    return made
+    return inventory.parse("lab", entry)
 
 
 def facts(**changes: Any) -> NodeFacts:
@@ -228,6 +227,17 @@ def test_hugepages() -> None:
     )
     assert not any("hugepages" in one for one in plan(there, node={"hugepages": {"2Mi": 512}}).disruption.reasons)
     assert "hugepages: 512 -> 0 of 2Mi" in plan(there).disruption.reasons
+
+
+def test_what_inventory_no_longer_asks_for_goes() -> None:
+    seen = facts(pci=(GPU, BRIDGE))
+    there = settled(plan(seen, node={"acs": "off"}), seen)
+    made = plan(there, node={"governor": "keep", "swap": "keep"})
+    gone = [one.path for one in made.files if one.content is None]
+    assert gone == [boot.ACS_UNIT, boot.ACS_SCRIPT, machine.GOVERNOR_UNIT, machine.SWAP_UNIT]
+    assert titles(made) == ["units that are no longer wanted"]
+    later = dataclasses.replace(there, files={**there.files, **dict.fromkeys(gone)})
+    assert titles(plan(later, node={"governor": "keep", "swap": "keep"})) == []
 
 
 def test_the_script_for_acs_is_a_script() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import struct
@@ -145,6 +146,16 @@ def test_what_is_no_probe_is_one_line() -> None:
         facts.read("gpu-0", "python3: not\nfound")
     with pytest.raises(ToolError, match="the probe has schema 9"):
         facts.read("gpu-0", '{"schema": 9}')
+
+
+def test_it_runs_on_nodes_of_old() -> None:
+    tree = ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 6))
+    used = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    assert used <= sys.stdlib_module_names
+    # Both came with a later Python, and ruff likes to write the second.
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not attributes & {"removeprefix", "removesuffix", "UTC"}
+    assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(tree))
 
 
 def test_the_schema_is_described_in_full() -> None:
