@@ -54,7 +54,8 @@ class Group:
     ``resources`` maps extended resources to the count that each node must offer. ``nic_gbits_s`` is the
     line rate of one NIC in Gb/s. A node belongs to the group when ``nodes`` names it or, where ``nodes`` is
     empty, when it carries every label of ``selector``. ``networks`` are the secondary networks of RoCE rails;
-    with ``host_network`` pods share the node's network instead.
+    with ``host_network`` pods share the node's network instead. ``node`` is how its machines shall be set, on top of
+    the cluster's own table; ``node_settings.parse`` reads both.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Group:
     taints: tuple[Mapping[str, str], ...] = ()
     networks: tuple[RailNetwork, ...] = ()
     host_network: bool = False
+    node: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def gpus(self) -> int:
@@ -137,6 +139,7 @@ def parse_group(where: str, name: str, value: Any, rail_cidrs: Sequence[str]) ->
         nodes=nodes,
         taints=_taints(here, value.get("taints", ())),
         networks=_networks(here, fields.table(here, value, "networks"), rail_cidrs),
+        node=fields.table(here, value, "node"),
         **{key: value[key] for key in plain if key in value},
     )
     _check_rails(here, group)

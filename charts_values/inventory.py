@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import fields
+from . import fields, node_settings
 from .errors import GpureadyError, InputError
 from .groups import Group as Group
 from .groups import RailNetwork as RailNetwork
@@ -61,6 +61,7 @@ class Cluster:
     adopt: tuple[str, ...] = ()
     maintenance: tuple[str, ...] = ()
     ssh_nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    node: Mapping[str, Any] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     rehearsal: bool = False
@@ -115,6 +116,10 @@ def parse(name: str, entry: Mapping[str, Any], folder: Path | None = None) -> Cl
             fields.cidr(where, key, cidr)
     table = fields.table(where, entry, "groups")
     groups = tuple(parse_group(where, key, value, lists["rail_cidrs"]) for key, value in table.items())
+    node = fields.table(where, entry, "node")
+    node_settings.parse(where, node)
+    for group in groups:
+        node_settings.parse(f"{where}, group {group.name!r}", group.node, node)
     if not groups:
         raise InputError(f"{where}: `groups` is empty; name at least one group of GPU nodes")
     check_networks(where, groups)

@@ -276,7 +276,12 @@ class Api:
             why = _expired(self._client.configuration) or "they are wrong, or were revoked; log in again"
             return ApiError(f"{self.server} does not accept the credentials: {why} (HTTP 401)", status)
         try:
-            message = str(json.loads(body).get("message", ""))
+            found = json.loads(body)
+            message = str(found.get("message", ""))
+            if status == 429:
+                # Which disruption budget it is stands among the causes alone.
+                causes = (found.get("details") or {}).get("causes") or ()
+                message = " ".join([message, *(str(one.get("message", "")) for one in causes)])
         except (ValueError, AttributeError):
             message = body.decode("utf-8", errors="replace")
         text = f"{method} {path}: {one_line(message) or 'no message'} (HTTP {status})"

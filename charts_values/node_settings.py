@@ -91,6 +91,7 @@ class NodeSettings:
 
     ``hugepages`` maps 2Mi and 1Gi to a number of pages, ``limits`` memlock, nofile and tasks to a number or `infinity`,
     ``registry_mirrors`` a registry to the URLs that are asked before it. ``acs`` is `off` or `keep`, ``swap`` too.
+    ``drain_timeout`` is how many seconds the pods of a node may take to leave it.
     """
 
     topology_manager: TopologyManager = field(default_factory=TopologyManager)
@@ -108,6 +109,7 @@ class NodeSettings:
     time_sync: bool = True
     hold_kernel: bool = True
     registry_mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    drain_timeout: int = 900
 
 
 def parse(where: str, value: Any, base: Mapping[str, Any] | None = None) -> NodeSettings:
@@ -129,7 +131,10 @@ def parse(where: str, value: Any, base: Mapping[str, Any] | None = None) -> Node
     for key in ("time_sync", "hold_kernel"):
         if not isinstance(table.get(key, True), bool):
             raise InputError(f"{here}: `{key}` is True or False")
-    plain = ("acs", "swap", "governor", "time_sync", "hold_kernel")
+    drain = table.get("drain_timeout", NodeSettings.drain_timeout)
+    if not isinstance(drain, int) or isinstance(drain, bool) or drain < 1:
+        raise InputError(f"{here}: `drain_timeout` is {drain!r}; it is a number of seconds, such as 900")
+    plain = ("acs", "swap", "governor", "time_sync", "hold_kernel", "drain_timeout")
     return NodeSettings(
         topology_manager=_topology(here, fields.table(here, table, "topology_manager")),
         cpu_manager=_cpu(here, fields.table(here, table, "cpu_manager")),

@@ -20,6 +20,8 @@ try:
         operations.prepared(name="Nodes: prepared")
     if "cluster" in host.groups:
         installation.install(_cluster)
+        if _cluster.ssh_nodes:
+            operations.accounted(names=tuple(_cluster.ssh_nodes), name="Nodes: accounted for")
 except GpureadyError as error:
     # pyinfra shows one clean line and exits 2 in this form alone.
     print(f"gpuready: {error}", file=sys.stderr)

@@ -15,10 +15,12 @@ from gpuready.charts_values.errors import InputError, ToolError
 from gpuready.charts_values.inventory import state_folder
 from gpuready.validators import cli as gpuready
 
-from . import controlplane
+from . import controlplane, state
 
 REPORT = "accept.json"
 INSTALL_SECONDS = 1800
+# Machines that SSH reaches, beside the simulated fleet.
+MACHINES = 2
 # What stops the installer: first as Ctrl-C does, then for good.
 _GRACE_SECONDS = 20
 
@@ -37,9 +39,12 @@ def run(args: argparse.Namespace) -> int:
     os.environ |= {"GPUREADY_STATE_DIR": str(folder), "CLUSTER": "rehearsal"}
     began = time.monotonic()
 
+    # Real machines too, where this host can have them; a cluster that is up stays as it is.
+    ssh_nodes = args.ssh_nodes if args.ssh_nodes is not None or state.load(folder) else MACHINES
+
     def up() -> int:
         now = controlplane.up(
-            folder, nodes=args.nodes, profile=args.profile, dra=args.dra, ssh_nodes=args.ssh_nodes, say=_detail
+            folder, nodes=args.nodes, profile=args.profile, dra=args.dra, ssh_nodes=ssh_nodes, say=_detail
         )
         _detail(f"{len(now.nodes)} nodes of profile {now.profile} at {now.server}")
         return 0

@@ -43,7 +43,8 @@ def markdown() -> str:
         "# Checks",
         "",
         "Generated from the registry by `make docs`; `gpuready explain ID` prints the same. A check of phase",
-        "`check` only reads the API; one of phase `accept` judges what probe pods did.",
+        "`check` only reads: the API and, over SSH, the machines of `ssh_nodes`; one of phase `accept` judges what",
+        "probe pods did.",
     ]
     for one in registry.all_checks():
         out += ["", f"## `{one.id}`", "", f"{one.title[0].upper()}{one.title[1:]}.", ""]

@@ -23,7 +23,7 @@ from gpuready.charts_values.errors import (
     UnreachableError,
 )
 
-from . import catalogue, comparison, rbac, runs
+from . import catalogue, comparison, probe, rbac, runs
 from .model import EXIT_INTERRUPTED, Run
 from .progress import Progress
 from .report import output
@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--nccl", choices=("off", "pair", "all"), default="all", help="all-reduce runs (all)")
     one.add_argument("--save", metavar="BUNDLE", help="keep the evidence in this new folder")
     one.set_defaults(node=None)
+
+    one = _command(commands, "probe", _probe, "what the machine at hand is, as JSON; read-only, best as root")
+    one.add_argument("--file", metavar="PATH", action="append", default=[], help="show the text of this file, too")
 
     one = _command(commands, "learn", _learn, "draft an inventory entry from a live cluster, for review")
     _cluster_options(one)
@@ -199,6 +202,11 @@ def _report(run: Run, args: argparse.Namespace) -> int:
             output.write(run, args.format, None)
         return run.exit_code or EXIT_USAGE
     return run.exit_code
+
+
+def _probe(args: argparse.Namespace) -> int:
+    code: int = probe.main([part for path in args.file for part in ("--file", path)])  # type: ignore[no-untyped-call]
+    return code
 
 
 def _learn(args: argparse.Namespace) -> int:

@@ -11,6 +11,8 @@ from typing import Any
 from gpuready.charts_values.errors import InputError
 
 Object = dict[str, Any]
+# kwok's mark on a node that it plays.
+SIMULATED = ("kwok.x-k8s.io/node", "fake")
 # Helm's records, of which nothing but names, status and revision is kept.
 RELEASES = "releases.helm.sh"
 
@@ -98,6 +100,12 @@ class Evidence:
         if not (evidence.cluster or evidence.nodes or evidence.logs):
             raise InputError(f"{folder} holds no evidence: no cluster/, nodes/ or logs/ with files in it")
         return evidence, _read(folder / "expected.json")
+
+
+def simulated(node: Object) -> bool:
+    """Whether a Node object stands for no machine."""
+    key, value = SIMULATED
+    return bool((node["metadata"].get("annotations") or {}).get(key) == value)
 
 
 def require_new(folder: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from . import workloads
-from .evidence import Evidence, Object
+from .evidence import Evidence, Object, simulated
 from .expected import Expected
 from .model import Finding, Result, Status, Subject
 from .registry import Check, matches
@@ -33,11 +33,11 @@ def judge(
     """
     order = tuple(checks)
     evidence = _without_gone(expected, evidence)
+    real = {one["metadata"]["name"] for one in evidence.objects("nodes") if not simulated(one)}
     results: list[Result] = []
     for one in order:
         if (only and not matches(one.id, only)) or matches(one.id, skip):
             continue
-        tier = "simulated" if expected.cluster.rehearsal else one.tier
         for finding in _findings(one, expected, evidence, saved):
             if node is None or _concerns(finding, node):
                 results.append(
@@ -46,10 +46,17 @@ def judge(
                         finding=finding,
                         fix=_fix(one, finding),
                         avoid=_avoid(one, finding),
-                        tier=tier,
+                        tier=_tier(one, finding, expected, real),
                     )
                 )
     return _rank(_link(results, order), order)
+
+
+def _tier(one: Check, finding: Finding, expected: Expected, real: set[str]) -> str:
+    """What stands behind a result: in a rehearsal nothing but a simulation, unless a real machine told of itself."""
+    if expected.cluster.rehearsal and not (one.tier == "node" and finding.subject.name in real):
+        return "simulated"
+    return one.tier
 
 
 def _without_gone(expected: Expected, evidence: Evidence) -> Evidence:

@@ -11,6 +11,8 @@ from .evidence import Evidence
 
 # In this order they are reported: what goes over the NICs first.
 KINDS = ("net", "pair", "all")
+# The largest message of an acceptance run.
+LARGEST_BYTES = 8 << 30
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,12 @@ def runs(evidence: Evidence) -> tuple[NcclRun, ...]:
 
 
 def to_json(evidence: Evidence) -> dict[str, Any]:
-    """The ``nccl`` key of an acceptance report: per run the object of `gpuready nccl`, and the node names."""
-    return {
+    """The ``nccl`` key of an acceptance report: per run the object of `gpuready nccl`, and the node names.
+
+    ``search`` is there where a slow all-reduce was searched for its cause: what was run and what follows from it.
+    """
+    search = evidence.about.get("nccl_search")
+    return ({"search": search} if search else {}) | {
         one.workload.removeprefix("nccl-"): {
             **one.report.to_json(),
             "node_of_host": one.node_of,

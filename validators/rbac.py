@@ -86,7 +86,9 @@ def _accept_namespace_rules() -> list[Object]:
         _rule("batch", ("jobs",), change),
         # Owner references of a Job's children are checked against its finalizers sub-resource.
         _rule("batch", ("jobs/finalizers",), ("update",)),
-        _rule("", ("configmaps", "services"), change),
+        # What a search knows and what this cluster reached are brought up to date.
+        _rule("", ("configmaps",), (*change, "patch")),
+        _rule("", ("services",), change),
         _rule("", ("pods", "pods/log", "events"), _READ),
         _rule("resource.k8s.io", ("resourceclaimtemplates",), change),
         _rule("resource.nvidia.com", ("computedomains",), change),

@@ -17,11 +17,13 @@ from gpuready.charts_values.inventory import Cluster
 from gpuready.charts_values.kube import Api
 
 from . import nccl_evidence, registry
+from .acceptance import baseline, search
 from .acceptance import plan as planning
 from .acceptance import run as acceptance
-from .checks.subjects import labels_of
+from .checks.subjects import labels_of, name_of
+from .collect import machines as machine_reads
 from .collect.cluster import RAIL_READS, collect
-from .evidence import Evidence, ReadFailure, require_new
+from .evidence import Evidence, ReadFailure, require_new, simulated
 from .expected import Expected
 from .judge import judge
 from .model import ClusterIdentity, Run
@@ -29,8 +31,6 @@ from .progress import Progress
 from .target import Target, resolve
 
 STAND_IN = "gpuready.io/stand-in"
-# kwok's mark on a node that it plays.
-SIMULATED = ("kwok.x-k8s.io/node", "fake")
 COLLECT_SECONDS = 60.0
 
 
@@ -56,6 +56,7 @@ def check(args: Namespace, progress: Progress) -> Judged:
     target = _target(args)
     api = target.api(begin + args.timeout)
     evidence = _collect(api, target.expected, begin + args.timeout, progress)
+    _ask_machines(args, api, target.expected, evidence, begin + args.timeout, progress)
     evidence.about |= {"kind": "check", "time": started}
     return _judged("check", args, target.expected, evidence, started, time.monotonic() - begin, api.calls)
 
@@ -67,6 +68,7 @@ def accept(args: Namespace, progress: Progress) -> Judged:
     end = begin + args.timeout
     api = target.api(end)
     evidence = _collect(api, target.expected, min(begin + COLLECT_SECONDS, end), progress)
+    _ask_machines(args, api, target.expected, evidence, min(time.monotonic() + COLLECT_SECONDS, end), progress)
     evidence.about |= {"kind": "accept", "time": started}
     wanted = _probes_wanted(args)
     if wanted and not evidence.about.get("interrupted"):
@@ -74,7 +76,13 @@ def accept(args: Namespace, progress: Progress) -> Judged:
         with _cleaned(run, evidence):
             _probe(args, run, target.expected, evidence, wanted)
     seconds = time.monotonic() - begin
-    return _judged("accept", args, target.expected, evidence, started, seconds, api.calls)
+    judged = _judged("accept", args, target.expected, evidence, started, seconds, api.calls)
+    api.deadline = time.monotonic() + acceptance.LAST_SECONDS
+    trouble = baseline.keep(api, evidence, baseline.worth_keeping(judged.run, judged.expected, evidence))
+    if not trouble:
+        return judged
+    notes = (*judged.run.notes, trouble)
+    return dataclasses.replace(judged, run=dataclasses.replace(judged.run, notes=notes))
 
 
 def _probe(
@@ -84,6 +92,7 @@ def _probe(
     plan = planning.plan(expected, evidence, acceptance.running_pods(run.api), nccl=nccl)
     evidence.about |= {"not_probed": plan.not_probed, "nccl_excluded": plan.nccl_excluded, "nccl_off": plan.nccl.off}
     acceptance.remove_stale(run.api)
+    baseline.read(run.api, evidence)
     evidence.about["run"] = run.run
     run.start(evidence)
     if "smi" in wanted:
@@ -91,6 +100,8 @@ def _probe(
     if "nccl" in wanted:
         for workload, targets in plan.nccl.runs.items():
             run.nccl(workload, targets, evidence)
+        if nccl == "all":
+            search.find(run, expected, evidence, plan)
 
 
 def unreachable(args: Namespace, kind: str, error: GpureadyError) -> Run:
@@ -130,6 +141,27 @@ def _collect(api: Api, expected: Expected, until: float, progress: Progress) -> 
     return collect(api, until=until, more=more, namespaces=namespaces, on_read=lambda key: say(f"read {key}"))
 
 
+def _ask_machines(
+    args: Namespace, api: Api, expected: Expected, evidence: Evidence, until: float, progress: Progress
+) -> None:
+    """Probe the machines of ``ssh_nodes``, where the selected checks need it."""
+    nodes = {name: data for name, data in expected.cluster.ssh_nodes.items() if args.node in (None, name)}
+    if not nodes or evidence.about.get("interrupted") or not _selected(args, "node"):
+        return
+    progress.say(f"asking {len(nodes)} nodes over SSH")
+    machine_reads.collect(evidence, nodes, until, api=api, on_read=lambda key: progress.say(f"read {key}"))
+
+
+def _selected(args: Namespace, group: str) -> bool:
+    """Whether the options leave any check of a group."""
+    return any(
+        one.group == group
+        and (not args.only or registry.matches(one.id, args.only))
+        and not registry.matches(one.id, args.skip or ())
+        for one in registry.all_checks()
+    )
+
+
 def _from_bundle(args: Namespace) -> Judged:
     """Judge saved evidence again, by its own expectations or those of an explicit --cluster."""
     started, begin = _now(), time.monotonic()
@@ -164,6 +196,9 @@ def _judged(
     extra: dict[str, Any] = {}
     if phase == "accept":
         extra["nccl"] = nccl_evidence.to_json(evidence)
+        measured = baseline.measured(expected, evidence)
+        if measured:
+            extra["nccl"]["baseline"] = {"before": baseline.stored(evidence), "measured": measured}
     notes = _notes(expected, evidence)
     interrupted = bool(evidence.about.get("interrupted")) and not saved
     run = Run(kind, identity, started, seconds, calls, results, args.strict, notes, extra, interrupted)
@@ -172,8 +207,7 @@ def _judged(
 
 def _as_seen(expected: Expected, evidence: Evidence) -> Expected:
     """A cluster of simulated nodes is a rehearsal, whatever its inventory entry says."""
-    key, value = SIMULATED
-    if any((one["metadata"].get("annotations") or {}).get(key) == value for one in evidence.objects("nodes")):
+    if any(map(simulated, evidence.objects("nodes"))):
         return dataclasses.replace(expected, cluster=dataclasses.replace(expected.cluster, rehearsal=True))
     return expected
 
@@ -186,6 +220,9 @@ def _notes(expected: Expected, evidence: Evidence) -> tuple[str, ...]:
             "Rehearsal: API server, scheduler, controllers and Helm are real; nodes, GPUs, NICs, the work of "
             "the operators and the output of pods are simulated."
         )
+        real = [name_of(one) for one in evidence.objects("nodes") if not simulated(one)]
+        if real:
+            notes.append(f"Real, but for their kernel and GPUs: {', '.join(sorted(real))}.")
     stand_ins = {
         release
         for key in ("deployments.apps", "daemonsets.apps")

@@ -37,7 +37,7 @@ class Shared:
 
 @operation()
 def rolled_out(
-    shared: Shared, shell: Shell, change: Disruption, *, withheld: bool, difference: str
+    shared: Shared, shell: Shell, change: Disruption, *, withheld: bool, difference: str, drain_s: float | None = None
 ) -> Generator[FunctionCommand, None, None]:
     """What disturbs pods, made on a drained node; none where nothing differs or where it is withheld."""
     if not change:
@@ -51,7 +51,7 @@ def rolled_out(
         return
     for reason in change.reasons:
         _say(reason)
-    yield FunctionCommand(_run, (partial(shared.rollout.change, str(host.name), shell, change),), {})
+    yield FunctionCommand(_run, (partial(shared.rollout.change, str(host.name), shell, change, drain_s),), {})
 
 
 @operation()
@@ -64,14 +64,39 @@ def prepared() -> Generator[FunctionCommand, None, None]:
     yield from ()
 
 
+@operation()
+def accounted(names: tuple[str, ...]) -> Generator[FunctionCommand, None, None]:
+    """Nothing but a line for each node that this run could not prepare, at its end; pyinfra then exits 1.
+
+    ``names`` are the hosts of inventory that are to be prepared.
+    """
+    state = context.state
+    for one in sorted(state.failed_hosts, key=str) if state.is_executing else ():
+        if str(one.name) in names:
+            why = "it failed, as said above" if one in state.activated_hosts else "it was not reached"
+            _fail(f"{one.name}: not prepared, since {why}; mend it, then run again")
+    host.noop("every node is accounted for")
+    yield from ()
+
+
+def drop(why: str) -> None:
+    """Take the host at hand out of the run, which goes on without it and exits 1."""
+    _fail(why)
+    context.state.fail_hosts({context.state.inventory.get_host(host.name)})  # type: ignore[no-untyped-call]
+
+
 # pyinfra treats a function as one that may fail, and reads its result, only if its parameters have these names.
 def _run(state: Any, host: Any, change: Callable[[], object]) -> bool:
     try:
         change()
     except GpureadyError as error:
-        host.log_styled(str(error), fg="red", log_func=logger.error)
+        _fail(str(error))
         return False
     return True
+
+
+def _fail(line: str) -> None:
+    host.log_styled(line, fg="red", log_func=logger.error)
 
 
 def _say(line: str) -> None:

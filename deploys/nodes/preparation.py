@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gpuready.charts_values.errors import RefusedError
+from gpuready.charts_values.errors import RefusedError, ToolError, UnreachableError
 from gpuready.charts_values.groups import Group
 from gpuready.charts_values.inventory import Cluster
 from gpuready.charts_values.kube import Api, Object
@@ -19,7 +19,7 @@ from pyinfra.operations import files, server
 
 from . import boot, containerd, facts, fit, guards, kubelet, machine, operations
 from .facts import NodeFacts
-from .plan import Disruption, File, NodePlan, Step, diff
+from .plan import HEADER, Disruption, File, NodePlan, Step, diff
 from .shell import PyinfraShell, sudo_needed
 from .standing import CORDONED
 from .systems import system_of
@@ -121,11 +121,18 @@ def withheld(cluster: Cluster, change: Disruption, name: str, *, joined: bool) -
 
 
 def prepare(cluster: Cluster) -> None:
-    """Queue the operations that prepare the host at hand; raises GpureadyError before the first of them."""
+    """Queue the operations that prepare the host at hand; raises GpureadyError before the first of them.
+
+    A host that cannot be asked what it is leaves the run, which goes on without it.
+    """
     name = str(host.name)
-    sudo = sudo_needed(host)
-    shell = PyinfraShell(host, sudo)
-    seen = facts.read(name, shell.output(facts.command(FILES), timeout=60))
+    try:
+        sudo = sudo_needed(host)
+        shell = PyinfraShell(host, sudo)
+        seen = facts.read(name, shell.output(facts.command(FILES), timeout=60))
+    except (ToolError, UnreachableError) as error:
+        operations.drop(str(error))
+        return
     shared = operations.Shared.of(host.state, lambda: Api.connect(cluster.kubeconfig, cluster.context))
     node = shared.api.find(f"/api/v1/nodes/{name}")
     made = plan(cluster, group_of(cluster, name, node), seen, node)
@@ -141,7 +148,8 @@ def prepare(cluster: Cluster) -> None:
             files.put(
                 src=StringIO(file.content),
                 dest=file.path,
-                mode=file.mode if file.path not in seen.files or seen.files[file.path] is None else None,
+                # Also where an upload broke off before it was set; a file of the system's keeps the mode it has.
+                mode=file.mode if HEADER in file.content else None,
                 _sudo=sudo,
                 name=f"Nodes: {file.path}",
             )
@@ -153,6 +161,7 @@ def prepare(cluster: Cluster) -> None:
         change=made.disruption,
         withheld=held is not None,
         difference=diff(made.disruption.files, _texts(seen)),
+        drain_s=settings_of(cluster, group_of(cluster, name, node)).drain_timeout,
         name="Nodes: kubelet, containerd and boot, one node at a time",
         _serial=True,
     )

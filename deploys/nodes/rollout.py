@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gpuready.charts_values.errors import (
@@ -47,6 +47,7 @@ class Timing:
     ready_s: float = 300.0
     reboot_s: float = 1200.0
     command_s: float = 300.0
+    reconnect_s: float = 60.0
     hold_s: float = 5.0
     canary_hold_s: float = 15.0
 
@@ -59,16 +60,18 @@ class Rollout:
         self._done = 0
         self.stopped_by: str | None = None
 
-    def change(self, node: str, shell: Shell, change: Disruption) -> None:
+    def change(self, node: str, shell: Shell, change: Disruption, drain_s: float | None = None) -> None:
         """Make the change on one node, or put back what was there and raise what went wrong.
 
-        Raises RefusedError where nothing was touched, also because an earlier node failed.
+        ``drain_s`` is the node's own deadline for its drain. Raises RefusedError where nothing was touched, also
+        because an earlier node failed.
         """
         if self.stopped_by:
             raise RefusedError(f"{node}: not touched, since {self.stopped_by} failed; mend that one, then run again")
         hold = self._timing.hold_s if self._done else self._timing.canary_hold_s
+        timing = self._timing if drain_s is None else replace(self._timing, drain_s=drain_s)
         try:
-            _Turn(self._api, node, shell, change, self._say, self._timing, hold).take()
+            _Turn(self._api, node, shell, change, self._say, timing, hold).take()
         except GpureadyError:
             self.stopped_by = node
             raise
@@ -108,14 +111,16 @@ class _Turn:
             if before.joined:
                 self._cordon(cordoned)
                 self._drain()
-            self._keep()
+            self._keep(before.ours)
         except GpureadyError as error:
-            self._uncordon(cordoned)
+            # One that an earlier run left unwell keeps its mark, by which the next run takes it up.
+            self._uncordon(cordoned and before.well)
             raise ToolError(f"{self._node}: {error}; nothing was changed on it") from error
         try:
             self._make(before, running)
         except GpureadyError as error:
             raise ToolError(f"{self._node}: {error}; {self._put_back(before, running, cordoned)}") from error
+        self._run(copies.finish())
         self._uncordon(cordoned)
         self._say(f"{self._node}: done")
 
@@ -130,7 +135,7 @@ class _Turn:
         for path in change.removals:
             self._run(f"rm -f {shlex.quote(path)}")
         for file in change.files:
-            self._run(copies.write(file))
+            self._run(copies.write(file), f"writing {file.path}")
         if change.files:
             self._run("systemctl daemon-reload")
         for command in change.commands:
@@ -143,7 +148,7 @@ class _Turn:
             if running and change.restart:
                 self._run(f"systemctl start {shlex.quote(change.unit)}")
         if running:
-            self._wait_well(before)
+            self._wait_well(before, self._hold)
             self._verify()
         for command in change.proofs:
             self._run(command)
@@ -153,10 +158,13 @@ class _Turn:
         change = self._change
         self._say(f"{self._node}: failed; putting back what was there")
         try:
+            self._connected()
             self._run(f"systemctl stop {shlex.quote(change.unit)}", check=False)
             self._beat = self._heartbeat()
             for path in (*change.removals, *(file.path for file in change.files)):
-                self._run(copies.restore(path))
+                self._run(copies.restore(path), f"putting back {path}")
+            if before.ours:
+                self._run(copies.restore_all(), "putting back the copies of the earlier run")
             self._run("systemctl daemon-reload")
             for command in change.undo or change.commands:
                 self._run(command)
@@ -165,7 +173,8 @@ class _Turn:
             if running:
                 self._run(f"systemctl reset-failed {shlex.quote(change.unit)}", check=False)
                 self._run(f"systemctl start {shlex.quote(change.unit)}")
-                self._wait_well(before)
+                self._wait_well(before, self._timing.hold_s)
+            self._run(copies.finish())
             self._uncordon(cordoned)
         except GpureadyError as error:
             left = " It stays cordoned." if cordoned else ""
@@ -173,11 +182,25 @@ class _Turn:
             return f"putting back what was there failed, too: {error}; {where}{left}"
         return "what was there is back, and the node is as it was" + (", but for its reboot" if change.reboot else "")
 
-    def _keep(self) -> None:
+    def _connected(self) -> None:
+        """The node's shell works, also after its connection was cut; raises UnreachableError after a while."""
+        end = time.monotonic() + self._timing.reconnect_s
+        while True:
+            try:
+                self._shell.run("true", timeout=10)
+            except UnreachableError:
+                if time.monotonic() > end:
+                    raise
+            else:
+                return
+            time.sleep(_POLL_S)
+            self._shell.reconnect()
+
+    def _keep(self, again: bool) -> None:
         """Copies of what is about to change, on the node itself: they outlive this program."""
-        self._run(f"rm -rf {copies.BEFORE} && install -d -m 0700 {copies.BEFORE}")
+        self._run(copies.begin(again=again), f"making {copies.BEFORE}")
         for path in (*self._change.removals, *(file.path for file in self._change.files)):
-            self._run(copies.keep(path))
+            self._run(copies.keep(path), f"keeping a copy of {path}")
 
     def _reboot(self) -> None:
         self._say(f"{self._node}: rebooting")
@@ -196,11 +219,11 @@ class _Turn:
                 continue
         raise DeadlineError(f"it did not come back within {self._timing.reboot_s:g} s of its reboot")
 
-    def _wait_well(self, before: Standing) -> None:
-        """The node is what it was, Ready or healthy but for the network: so says the new kubelet, and it stays so."""
+    def _wait_well(self, before: Standing, hold: float) -> None:
+        """The node is what it was, Ready or healthy but for the network: so says the new kubelet, ``hold`` s long."""
         unit = self._change.unit
         self._say(f"{self._node}: waiting until it is as it was")
-        end = time.monotonic() + self._timing.ready_s + self._hold
+        end = time.monotonic() + self._timing.ready_s + hold
         well_since: float | None = None
         process, why = "", "it says nothing"
         while time.monotonic() < end:
@@ -215,7 +238,7 @@ class _Turn:
             elif well_since is None or pid != process:
                 # Another process: it fell over in between.
                 well_since, process = time.monotonic(), pid
-            elif time.monotonic() - well_since >= self._hold:
+            elif time.monotonic() - well_since >= hold:
                 return
             time.sleep(_POLL_S)
         why = why or f"{unit} does not stay up"
@@ -344,6 +367,8 @@ class _Turn:
         try:
             _, text = self._shell.run(f"systemctl show -p ActiveState -p MainPID {shlex.quote(self._change.unit)}")
         except UnreachableError:
+            # The next look may then see it: a cut connection says nothing about the node.
+            self._shell.reconnect()
             return {}
         return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
@@ -356,11 +381,11 @@ class _Turn:
         line = " ".join(text.split())
         return f" (it logged: {line[:300]})" if good and line and "No entries" not in line else ""
 
-    def _run(self, command: str, *, check: bool = True) -> str:
+    def _run(self, command: str, what: str = "", *, check: bool = True) -> str:
         good, text = self._shell.run(command, timeout=self._timing.command_s)
         if not good and check:
             said = " ".join(text.split())[-300:] or "it printed nothing"
-            raise ToolError(f"`{command.splitlines()[0][:80]}` failed: {said}")
+            raise ToolError(f"{what or f'`{command.splitlines()[0][:80]}`'} failed: {said}")
         return text
 
 

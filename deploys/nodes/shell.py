@@ -24,17 +24,24 @@ class PyinfraShell:
                 StringCommand(bounded), print_output=False, print_input=False, _sudo=self._sudo, _timeout=timeout + 15
             )
         except Exception as error:  # paramiko, sockets and pyinfra have no common error
-            raise UnreachableError(
-                f"{self._host.name} does not answer over SSH: {error or type(error).__name__}"
-            ) from error
+            why = "the connection was cut" if self._cut() else str(error) or type(error).__name__
+            raise UnreachableError(f"{self._host.name} does not answer over SSH: {why}") from error
+        if not good and self._cut():
+            raise UnreachableError(f"{self._host.name} does not answer over SSH: the connection was cut")
         return bool(good), str(output.stdout if good else output.output)
+
+    def _cut(self) -> bool:
+        """Whether the connection is gone; a command that was under way then looks like one that failed silently."""
+        client = getattr(self._host.connector, "client", None)
+        transport = client.get_transport() if client else None
+        return client is not None and (transport is None or not transport.is_active())
 
     def output(self, command: str, *, timeout: float = 60.0) -> str:
         """What a command prints; raises ToolError where it fails."""
         good, text = self.run(command, timeout=timeout)
         if not good:
             said = " ".join(text.split())[-300:] or "it printed nothing"
-            raise ToolError(f"{self._host.name}: a command failed there: {said}")
+            raise ToolError(f"{self._host.name}: {said}")
         return text
 
     def reconnect(self) -> bool:
@@ -51,5 +58,17 @@ class PyinfraShell:
 
 
 def sudo_needed(host: Any) -> bool:
-    """Whether commands on a host need sudo to be root's; raises UnreachableError."""
-    return PyinfraShell(host, sudo=False).output("id -u").strip() != "0"
+    """Whether commands on a host need sudo to be root's; raises UnreachableError, and ToolError where sudo refuses.
+
+    pyinfra would ask for a password, which nobody can give for a whole fleet.
+    """
+    shell = PyinfraShell(host, sudo=False)
+    user = shell.output("id -un; id -u").split()
+    if user[-1] == "0":
+        return False
+    # What sudo says stays there: pyinfra would take it for the question.
+    if not shell.run("sudo -n true > /dev/null 2>&1")[0]:
+        raise ToolError(
+            f"{host.name}: sudo does not let {user[0]} be root without a password; give NOPASSWD, or SSH as root"
+        )
+    return True

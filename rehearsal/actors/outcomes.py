@@ -13,6 +13,7 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -162,21 +163,23 @@ def claim_probe(view: Smi) -> Outcome:
 def nccl_probe(pods: Sequence[Object], hosts: Sequence[nccl.Host], job_uid: str) -> dict[str, Outcome]:
     """The all-reduce of an indexed Job, by the uid of the pod; ``pods`` and ``hosts`` in the order of their index."""
     env = _env(pods[0])
+    rails = [name for name in env.get("GPUREADY_RAILS", "").split(",") if name]
+    hosts = [nccl.narrowed(host, env.get("NCCL_IB_HCA", "")) for host in hosts]
     try:
-        done = nccl.render(
-            hosts,
-            min_bytes=int(env.get("GPUREADY_MIN_BYTES") or 1 << 20),
-            max_bytes=int(env.get("GPUREADY_MAX_BYTES") or 8 << 30),
-            seed=zlib.crc32(job_uid.encode()),
-        )
+        least, most = int(env.get("GPUREADY_MIN_BYTES") or 1 << 20), int(env.get("GPUREADY_MAX_BYTES") or 8 << 30)
+        repeats, seed = int(env.get("GPUREADY_REPEATS") or 1), zlib.crc32(job_uid.encode())
+        measure = partial(nccl.render_rails, rails=rails) if rails else nccl.render
+        done = measure(hosts, min_bytes=least, max_bytes=most, seed=seed, repeats=repeats)
     except (InputError, ValueError) as error:
         failed = json.dumps({"exit": 2})
         return {pod["metadata"]["uid"]: Outcome(2, f"simulated: {error}\n", failed) for pod in pods}
     outcomes = {}
     for index, (pod, host) in enumerate(zip(pods, hosts, strict=True)):
         message: Object = {"index": index, "exit": 0, "ranks": done.ranks}
-        if index == 0:
-            message["busbw_gbytes_s"] = round(done.busbw_gbytes_s, 2)
+        if index == 0 and done.rails:
+            message["rails"] = done.rails
+        elif index == 0:
+            message |= {"busbw_gbytes_s": done.busbw_gbytes_s, "series": done.series, "wrong": 0}
         outcomes[pod["metadata"]["uid"]] = Outcome(0, done.logs[host.name], json.dumps(message))
     return outcomes
 

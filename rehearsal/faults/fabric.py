@@ -8,6 +8,8 @@ from ..fleet import Hardware
 from .model import Fault
 
 _HALF = 0.5
+# Neither the first nor the last, which would be found by chance.
+_SLOW_NIC = 5
 
 
 def _lose_rdma(truth: Hardware) -> Hardware:
@@ -24,6 +26,11 @@ def _silence_rail(truth: Hardware) -> Hardware:
 
 def _slow_down(truth: Hardware) -> Hardware:
     return dataclasses.replace(truth, slow={nic.name: _HALF for nic in truth.nics})
+
+
+def _slow_one_down(truth: Hardware) -> Hardware:
+    one = truth.nics[min(_SLOW_NIC, len(truth.nics) - 1)]
+    return dataclasses.replace(truth, slow={one.name: _HALF})
 
 
 FAULTS = (
@@ -61,9 +68,20 @@ FAULTS = (
         name="node-slow",
         title="one node's rails give half their rate",
         breaks="every rail of the node runs at half its rate, as on half the PCIe lanes; all-reduce waits for it",
-        finding="nccl.bandwidth",
+        finding="nccl.slow",
         phase="accept",
+        follows=("nccl.bandwidth",),
         needs=("rdma",),
         truth=_slow_down,
+    ),
+    Fault(
+        name="nic-slow",
+        title="one rail of one node gives half its rate",
+        breaks="one NIC of the node runs at half its rate, as with a bad cable; every all-reduce waits for it",
+        finding="nccl.slow",
+        phase="accept",
+        follows=("nccl.bandwidth",),
+        needs=("rdma",),
+        truth=_slow_one_down,
     ),
 )

@@ -144,7 +144,13 @@ def _start(now: State, wanted: Plan, base: Path, say: Say) -> State:
     say(f"{names}: SSH after {reached - booted:.1f} s, Ready after {ready - booted:.1f} s")
     if now.entry is not None:
         cidrs = [*dict.fromkeys([*now.entry["node_cidrs"], wanted.network])]
-        now = dataclasses.replace(now, entry={**now.entry, "ssh_nodes": wanted.ssh_nodes(), "node_cidrs": cidrs})
+        promised = {
+            "ssh_nodes": wanted.ssh_nodes(),
+            "node_cidrs": cidrs,
+            # Nothing runs on them yet that a change of the kubelet could disturb.
+            "maintenance": [one.name for one in wanted.machines],
+        }
+        now = dataclasses.replace(now, entry={**now.entry, **promised})
         now.save()
     return now
 
@@ -169,7 +175,7 @@ def _without(now: State) -> State:
                 api.delete(f"/api/v1/nodes/{one.name}")
         shutil.rmtree(now.machines.home, ignore_errors=True)
     rest = {name: process for name, process in now.processes.items() if name != NAME}
-    entry = {key: value for key, value in (now.entry or {}).items() if key != "ssh_nodes"}
+    entry = {key: value for key, value in (now.entry or {}).items() if key not in ("ssh_nodes", "maintenance")}
     if now.machines and entry:
         entry["node_cidrs"] = [one for one in entry["node_cidrs"] if one != now.machines.network]
     now = dataclasses.replace(now, machines=None, processes=rest, entry=entry or None)

@@ -8,7 +8,7 @@ into the GPU.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .boards import board
 
@@ -56,6 +56,22 @@ class Host:
     def owner_of(self, nic: int) -> int:
         """The GPU next to a NIC."""
         return nic * self.gpus // len(self.nics)
+
+
+def narrowed(host: Host, hca: str) -> Host:
+    """The host as NCCL_IB_HCA lets NCCL see it: names by prefix, by ``=`` exactly, and ``^`` turns it round."""
+    if not hca:
+        return host
+    turned = hca.startswith("^")
+    exact = hca.lstrip("^").startswith("=")
+    wanted = [one.partition(":")[0] for one in hca.lstrip("^=").split(",")]
+    kept = (nic for nic in host.nics if turned != any(nic == one if exact else nic.startswith(one) for one in wanted))
+    return replace(host, nics=tuple(kept))
+
+
+def on_rail(host: Host, nic: str) -> Host:
+    """What one process on the GPU beside a NIC, and with that NIC alone, has of the host."""
+    return replace(narrowed(host, f"={nic}"), gpus=1, clique="")
 
 
 @dataclass(frozen=True)
@@ -136,6 +152,6 @@ def bandwidth(hosts: Sequence[Host]) -> float:
     between = rails * slowest
     if not all(host.gdr for host in hosts):
         between *= _HOST_MEMORY_FACTOR
-    if len(hosts) == 2 and all(board(host.product).architecture == "Hopper" for host in hosts):
+    if len(hosts) == 2 and all(board(host.product).architecture == "Hopper" and host.gpus > 1 for host in hosts):
         between *= _TWO_NODE_TREE_GAIN
     return min(inside, between)

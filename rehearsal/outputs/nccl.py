@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from gpuready.charts_values.errors import InputError
 
 from . import fabric
 from .boards import board
-from .fabric import Hop, Host
+from .fabric import Hop, Host, narrowed
 
-__all__ = ["Host", "Rendered", "render"]
+__all__ = ["Host", "Rendered", "narrowed", "render", "render_rails"]
 
 # PCI buses of an eight-GPU board, in GPU order.
 _BUSES = ("1b", "43", "52", "61", "9d", "c3", "d1", "df")
@@ -30,11 +30,18 @@ _HALF_BYTES = 12 << 20
 
 @dataclass(frozen=True)
 class Rendered:
-    """Logs by host name; the bus bandwidth in GB/s of the table's largest size; how many ranks ran."""
+    """Logs by host name; the bus bandwidths in GB/s of the table's largest size, each time it was measured; how
+    many ranks ran. ``rails`` has those bandwidths by NIC where each was measured by itself."""
 
     logs: dict[str, str]
-    busbw_gbytes_s: float
+    series: tuple[float, ...]
     ranks: int
+    rails: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def busbw_gbytes_s(self) -> float:
+        """What was measured last."""
+        return self.series[-1]
 
 
 @dataclass(frozen=True)
@@ -66,14 +73,16 @@ def render(
     min_bytes: int,
     max_bytes: int,
     seed: int,
+    repeats: int = 1,
 ) -> Rendered:
     """The logs of one all-reduce benchmark over all GPUs of the hosts, sizes doubling from min to max bytes.
 
-    The same seed gives the same text. Raises InputError where there is nothing to run.
+    Each size is measured ``repeats`` times. The same seed gives the same text. Raises InputError where there is
+    nothing to run.
     """
     if not hosts or any(host.gpus < 1 for host in hosts):
         raise InputError("an NCCL run needs hosts with at least one GPU each")
-    if not 0 < min_bytes <= max_bytes:
+    if not 0 < min_bytes <= max_bytes or repeats < 1:
         raise InputError(f"an NCCL run from {min_bytes} to {max_bytes} bytes measures nothing")
     noise = random.Random(seed)
     ranks = _ranks(hosts, noise)
@@ -84,7 +93,7 @@ def render(
             start[rank.number].insert(-_AFTER_SHAPE, line)
         start[0][-_AFTER_SHAPE - 1 : -_AFTER_SHAPE - 1] = _ring_lists(hosts, ranks)
     connections = _connections(hosts, ranks)
-    rows, busbw = _rows(hosts, len(ranks), min_bytes, max_bytes, noise)
+    rows, series = _rows(hosts, len(ranks), _sizes(min_bytes, max_bytes, repeats), noise)
     head = _head(ranks, min_bytes, max_bytes)
     logs = {}
     for node, host in enumerate(hosts):
@@ -109,7 +118,27 @@ def render(
         if node == 0:
             lines += _foot(rows)
         logs[host.name] = "\n".join(lines) + "\n"
-    return Rendered(logs, busbw, len(ranks))
+    return Rendered(logs, tuple(series[-repeats:]), len(ranks))
+
+
+def render_rails(
+    hosts: Sequence[Host], rails: Sequence[str], *, min_bytes: int, max_bytes: int, seed: int, repeats: int = 1
+) -> Rendered:
+    """The same of each rail by itself: one process on each host, with that NIC alone."""
+    parts = {
+        nic: render(
+            [fabric.on_rail(host, nic) for host in hosts],
+            min_bytes=min_bytes,
+            max_bytes=max_bytes,
+            seed=seed + number,
+            repeats=repeats,
+        )
+        for number, nic in enumerate(rails)
+    }
+    logs = {host.name: "".join(part.logs[host.name] for part in parts.values()) for host in hosts}
+    by_rail = {nic: part.series for nic, part in parts.items()}
+    last = next(reversed(by_rail.values()), ())
+    return Rendered(logs, last, len(hosts) * len(rails), by_rail)
 
 
 def _ranks(hosts: Sequence[Host], noise: random.Random) -> list[_Rank]:
@@ -275,25 +304,30 @@ def _head(ranks: Sequence[_Rank], min_bytes: int, max_bytes: int) -> list[str]:
     ]
 
 
+def _sizes(min_bytes: int, max_bytes: int, repeats: int) -> Iterator[int]:
+    size = min_bytes
+    while size <= max_bytes:
+        yield from [size] * repeats
+        size *= 2
+
+
 def _rows(
-    hosts: Sequence[Host], ranks: int, min_bytes: int, max_bytes: int, noise: random.Random
-) -> tuple[list[str], float]:
-    """The rows of the table and the out-of-place bus bandwidth of the last."""
+    hosts: Sequence[Host], ranks: int, sizes: Iterable[int], noise: random.Random
+) -> tuple[list[str], list[float]]:
+    """The rows of the table and their out-of-place bus bandwidths."""
     peak = fabric.bandwidth(hosts) if ranks > 1 else 0.0
     factor = 2 * (ranks - 1) / ranks
     rows: list[str] = []
-    last = 0.0
-    size = min_bytes
-    while size <= max_bytes:
+    series: list[float] = []
+    for size in sizes:
         halves = []
         for place in range(2):
             time_us, algbw, busbw = _measure(size, peak, factor, noise)
             halves.append(f"  {_time(time_us):>7}  {algbw:>6.2f}  {busbw:>6.2f}  {0:>6}")
             if place == 0:
-                last = round(busbw, 2)
+                series.append(round(busbw, 2))
         rows.append(f"{size:>12}  {size // 4:>12}  {'float':>8}  {'sum':>6}  {-1:>6}{halves[0]}{halves[1]}")
-        size *= 2
-    return rows, last
+    return rows, series
 
 
 def _measure(size: int, peak: float, factor: float, noise: random.Random) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from gpuready.charts_values.kube import Api, Object
 from gpuready.rehearsal.state import State
-from gpuready.validators.acceptance import manifests
+from gpuready.validators.acceptance import baseline, manifests
 from gpuready.validators.acceptance.run import JOBS, NAMESPACE, PODS
 
 from .commands import BIN, ROOT, environment, gpuready, report, run, until
@@ -22,10 +22,11 @@ __all__ = ["healed"]
 
 
 def traces(api: Api) -> list[str]:
-    """Everything in the probes' namespace that a run may have left."""
+    """Everything in the probes' namespace that a run may have left. Baselines stay on purpose."""
     paths = (JOBS, PODS, f"{NAMESPACE}/services", f"{NAMESPACE}/configmaps")
     found = [item for path in paths for item in api.list(path, resourceVersion="")]
-    return [one["metadata"]["name"] for one in found if one["metadata"]["name"] != "kube-root-ca.crt"]
+    kept = ("kube-root-ca.crt", baseline.NAME)
+    return [one["metadata"]["name"] for one in found if one["metadata"]["name"] not in kept]
 
 
 @pytest.fixture

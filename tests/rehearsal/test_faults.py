@@ -256,6 +256,7 @@ SYMPTOMS: dict[str, Callable[[Platform], bool]] = {
     "gpudirect-off": lambda platform: "/GDRDMA" not in nccl(platform)[NODE],
     "nic-silent": lambda platform: "mlx5_7" not in nccl(platform)[NODE],
     "node-slow": lambda platform: float(nccl(platform)["busbw"]) < 300,
+    "nic-slow": lambda platform: float(nccl(platform)["busbw"]) < 300,
 }
 
 

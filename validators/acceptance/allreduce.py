@@ -4,6 +4,9 @@ The first process of a pod starts one process per GPU. Each writes its NCCL debu
 so that no line is torn by another; the pod prints the files at the end. Rank 0 prints a table in the format
 of nccl-tests. The verdict is the termination message.
 
+Where GPUREADY_RAILS names NICs, each of them is measured by itself instead, all at once: one process in each pod,
+on the GPU next to the NIC, with NCCL_IB_HCA set to that NIC alone.
+
 Runs inside the probe pod from a ConfigMap, so it imports nothing of gpuready.
 """
 
@@ -33,6 +36,8 @@ def environment() -> dict[str, Any]:
         "port": get["GPUREADY_PORT"],
         "smallest": int(get["GPUREADY_MIN_BYTES"]),
         "largest": int(get["GPUREADY_MAX_BYTES"]),
+        "repeats": int(get.get("GPUREADY_REPEATS", "1")),
+        "rails": [name for name in get.get("GPUREADY_RAILS", "").split(",") if name],
         "backend": get.get("GPUREADY_BACKEND", "nccl"),
         "verdict": get.get("GPUREADY_TERMINATION_LOG", "/dev/termination-log"),
     }
@@ -43,35 +48,86 @@ def launch() -> int:
     settings = environment()
     with tempfile.TemporaryDirectory() as folder:
         ranks = []
-        for local in range(settings["gpus"]):
-            env = os.environ | {"GPUREADY_LOCAL_RANK": str(local), "GPUREADY_RESULT": f"{folder}/result"}
-            env["NCCL_DEBUG_FILE"] = f"{folder}/nccl.{local:03d}.log"
+        parts = rails(settings) or [{"GPUREADY_LOCAL_RANK": str(gpu)} for gpu in range(settings["gpus"])]
+        for number, part in enumerate(parts):
+            env = os.environ | {"GPUREADY_RESULT": f"{folder}/result.{number:03d}"} | part
+            env["NCCL_DEBUG_FILE"] = f"{folder}/nccl.{number:03d}.log"
             ranks.append(subprocess.Popen([sys.executable, __file__], env=env))
         codes = [rank.wait() for rank in ranks]
         for log in sorted(Path(folder).glob("nccl.*.log")):
             sys.stdout.write(log.read_text(errors="replace"))
-        result = Path(folder, "result")
-        found = json.loads(result.read_text()) if result.exists() else {}
+        results = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("result.*"))]
     code = next((code for code in codes if code), 0)
     verdict = {
         "index": settings["index"],
         "exit": code,
-        "ranks": settings["nodes"] * settings["gpus"],
-        **found,
+        "ranks": settings["nodes"] * len(parts),
+        **gathered(results),
     }
     Path(settings["verdict"]).write_text(json.dumps(verdict))
     return 1 if code else 0
 
 
+def gathered(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the pod with rank 0 measured; by rail where each was measured by itself."""
+    by_rail = {one["rail"]: one["series"] for one in results if one["rail"]}
+    if by_rail:
+        return {"rails": by_rail}
+    return {key: value for one in results for key, value in one.items() if key != "rail"}
+
+
+def rails(settings: dict[str, Any]) -> list[dict[str, str]]:
+    """What tells the process of each rail from the others: its NIC alone, the GPU next to it, a port of its own."""
+    names = settings["rails"]
+    gpus = settings["gpus"]
+    places = gpu_places() if names and settings["backend"] == "nccl" else []
+    return [
+        {
+            "GPUREADY_RAIL": name,
+            "GPUREADY_LOCAL_RANK": str(nearest(nic_place(name), places, number * gpus // len(names))),
+            "GPUREADY_PORT": str(int(settings["port"]) + 1 + number),
+            # "=" asks for this very name, where mlx5_1 alone would mean mlx5_10, too.
+            "NCCL_IB_HCA": f"={name}",
+        }
+        for number, name in enumerate(names)
+    ]
+
+
+def gpu_places() -> list[str]:
+    """Where each GPU hangs, as a path of PCI devices."""
+    command = ["nvidia-smi", "--query-gpu=pci.bus_id", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    # nvidia-smi writes domains with eight digits, the kernel with four.
+    return [os.path.realpath(f"/sys/bus/pci/devices/{bus_id.lower()[-12:]}") for bus_id in found]
+
+
+def nic_place(name: str) -> str:
+    """Where an RDMA device hangs, as a path of PCI devices."""
+    return os.path.realpath(f"/sys/class/infiniband/{name}/device")
+
+
+def nearest(nic: str, gpus: list[str], otherwise: int) -> int:
+    """The GPU that shares most of its PCI path with the NIC; ``otherwise`` where none shares more than the others."""
+    shared = [len(os.path.commonpath([nic, gpu])) for gpu in gpus]
+    best = [number for number, length in enumerate(shared) if length == max(shared)]
+    return best[0] if best and len(best) < len(gpus) and otherwise not in best else otherwise
+
+
 def rank() -> None:
-    """One GPU's part: join the group, measure each size, and on rank 0 print the table."""
+    """One process's part: join the group, measure each size, and on rank 0 print the table."""
     import torch
     import torch.distributed as dist
 
     settings = environment()
     local = int(os.environ["GPUREADY_LOCAL_RANK"])
-    world = settings["nodes"] * settings["gpus"]
-    me = settings["index"] * settings["gpus"] + local
+    rail = os.environ.get("GPUREADY_RAIL", "")
+    # A rail has one process in each pod.
+    each, place = (1, 0) if rail else (settings["gpus"], local)
+    world = settings["nodes"] * each
+    me = settings["index"] * each + place
     on_gpu = settings["backend"] == "nccl"
     if on_gpu:
         torch.cuda.set_device(local)
@@ -87,7 +143,11 @@ def rank() -> None:
     size = settings["smallest"]
     rates: list[float] = []
     wrong_total = 0
+    sizes = []
     while size <= settings["largest"]:
+        sizes += [size] * settings["repeats"]
+        size *= 2
+    for size in sizes:
         seconds, wrong = measure(dist, torch, device, size, world)
         algorithm = size / seconds / 1e9
         bus = algorithm * 2 * (world - 1) / world
@@ -99,11 +159,12 @@ def rank() -> None:
                 f"{seconds * 1e6:9.1f} {algorithm:7.2f} {bus:7.2f} {wrong:>6}",
                 flush=True,
             )
-        size *= 2
     if me == 0:
         print(f"# Out of bounds values : {wrong_total} {'OK' if wrong_total == 0 else 'FAILED'}")
         print(f"# Avg bus bandwidth    : {sum(rates) / len(rates):g}\n#", flush=True)
-        Path(os.environ["GPUREADY_RESULT"]).write_text(json.dumps({"busbw_gbytes_s": round(rates[-1], 2)}))
+        series = [round(rate, 2) for rate in rates[-settings["repeats"] :]]
+        result = {"rail": rail, "busbw_gbytes_s": series[-1], "series": series, "wrong": wrong_total}
+        Path(os.environ["GPUREADY_RESULT"]).write_text(json.dumps(result))
     dist.destroy_process_group()
 
 
@@ -130,8 +191,9 @@ def measure(dist: Any, torch: Any, device: Any, size: int, world: int) -> tuple[
     data.fill_(0.0)
     for _ in range(WARMUP):
         dist.all_reduce(data)
+    # A barrier of our own, since dist.barrier may take the rank for the number of the GPU.
+    dist.all_reduce(wrong.clone())
     finish(torch, device)
-    dist.barrier()
     start = time.perf_counter()
     for _ in range(ITERATIONS):
         dist.all_reduce(data)

@@ -9,17 +9,20 @@ from typing import Any
 from gpuready.charts_values.inventory import Cluster, Group
 
 from ..evidence import Object
+from ..nccl_evidence import LARGEST_BYTES
 from .plan import GPU, HOSTNAME, NET, Target
+from .verdicts import APP_LABEL as APP_LABEL
+from .verdicts import NAMESPACE as NAMESPACE
 from .verdicts import PROBE_LABEL, RUN_LABEL, WORKLOAD_LABEL
 
-NAMESPACE = "gpuready"
 PRIORITY_CLASS = "gpuready-probe"
-APP_LABEL = "app.kubernetes.io/name"
 OWNER_ANNOTATION = "gpuready.io/owner"
 RENDEZVOUS_PORT = 29500
 # What Multus reads.
 NETWORKS_ANNOTATION = "k8s.v1.cni.cncf.io/networks"
 _NICS_ONLY = {"NCCL_MNNVL_ENABLE": "0"}
+# The only message size of a search.
+SEARCH_BYTES = 2 << 30
 
 # Mirror them and name the mirror under `images` in inventory. Digests are not recorded.
 IMAGES = {
@@ -134,12 +137,73 @@ def nccl_objects(
     Where NVLink leads from node to node also a ComputeDomain, unless the run is ``NET``, which is to take the NICs.
     """
     name = f"{workload}-{run}"
+    by_nic = workload.startswith(NET)
+    env = _nccl_env(f"{name}-0.{name}", targets) | (_NICS_ONLY if by_nic else {})
+    spec = _nccl_spec(run, name, env, targets, cluster)
+    linked = not by_nic and any(one.clique for one in targets)
+    domain = [compute_domain(name, run, workload)] if linked else []
+    if domain:
+        _claim(spec, "nvlink", name)
+    job = _nccl_job(workload, run, spec, seconds, targets, workload)
+    labels = _labels(run, "nccl", workload)
+    items = (*domain, *_script_and_service(name, labels, labels), job)
+    return [_owned(item, owner) for item in items]
+
+
+def search_name(run: str) -> str:
+    """The objects that the runs of a search share: script, Service, and the state under the same name."""
+    return f"nccl-search-{run}"
+
+
+def search_objects(run: str, owner: Object) -> list[Object]:
+    """The script of a search and the Service under which its ranks find each other."""
+    labels = _labels(run, "nccl", "nccl-search")
+    everyone = {RUN_LABEL: run, PROBE_LABEL: "nccl"}
+    return [_owned(item, owner) for item in _script_and_service(search_name(run), labels, everyone)]
+
+
+def search_state(run: str, texts: Mapping[str, str], owner: Object) -> Object:
+    """What a search knows so far, for whoever comes to an interrupted one."""
+    meta = {"name": f"search-{run}", "namespace": NAMESPACE, "labels": _labels(run, "nccl", "nccl-search")}
+    return _owned({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": dict(texts)}, owner)
+
+
+def search_job(
+    run: str,
+    name: str,
+    workload: str,
+    targets: Sequence[Target],
+    rails: Sequence[str],
+    repeats: int,
+    cluster: Cluster,
+    owner: Object,
+    seconds: int,
+) -> Object:
+    """One short all-reduce of a search, over NICs and not NVLink between nodes; with ``rails`` each by itself.
+
+    Only here, and only where a rail is to be measured by itself, does gpuready choose NICs: the script sets
+    NCCL_IB_HCA to each of ``rails`` by its exact name.
+    """
+    env = _nccl_env(f"{name}-{run}-0.{search_name(run)}", targets) | _NICS_ONLY
+    env |= {
+        # What it logs beyond warnings the acceptance run has shown already.
+        "NCCL_DEBUG": "WARN",
+        "GPUREADY_MIN_BYTES": str(SEARCH_BYTES),
+        "GPUREADY_MAX_BYTES": str(SEARCH_BYTES),
+        "GPUREADY_REPEATS": str(repeats),
+    }
+    if rails:
+        env["GPUREADY_RAILS"] = ",".join(rails)
+    spec = _nccl_spec(run, search_name(run), env, targets, cluster)
+    return _owned(_nccl_job(name, run, spec, seconds, targets, workload), owner)
+
+
+def _nccl_spec(run: str, name: str, env: Mapping[str, str], targets: Sequence[Target], cluster: Cluster) -> Object:
+    """A pod of an all-reduce; ``name`` is that of its script's ConfigMap and of its Service."""
     limits = {resource: str(share) for resource, share in targets[0].rdma.items()}
     spec = _pod_spec("nccl", ["python3", "/opt/gpuready/allreduce.py"], limits, cluster, targets)
     _ask_for_gpus(spec, targets[0], cluster, run)
     container = spec["containers"][0]
-    by_nic = workload.startswith(NET)
-    env = _nccl_env(name, targets) | (_NICS_ONLY if by_nic else {})
     container["env"] = [{"name": key, "value": value} for key, value in env.items()]
     container["ports"] = [{"name": "rendezvous", "containerPort": RENDEZVOUS_PORT}]
     container["securityContext"] = {"capabilities": {"add": ["IPC_LOCK"]}}
@@ -152,30 +216,32 @@ def nccl_objects(
         {"name": "script", "configMap": {"name": name}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
     ]
-    linked = not by_nic and any(one.clique for one in targets)
-    domain = [compute_domain(name, run, workload)] if linked else []
-    if domain:
-        _claim(spec, "nvlink", name)
-    job = _job(workload, run, "nccl", spec, seconds, workload=workload)
+    return spec
+
+
+def _nccl_job(name: str, run: str, spec: Object, seconds: int, targets: Sequence[Target], workload: str) -> Object:
+    job = _job(name, run, "nccl", spec, seconds, workload=workload)
     _attach(job["spec"]["template"], targets[0].group)
     count = len(targets)
     job["spec"] |= {"completionMode": "Indexed", "completions": count, "parallelism": count}
-    labels = _labels(run, "nccl", workload)
-    meta: Object = {"name": name, "namespace": NAMESPACE, "labels": labels}
+    return job
+
+
+def _script_and_service(name: str, labels: Mapping[str, str], selector: Mapping[str, str]) -> list[Object]:
     config = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": meta,
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": dict(labels)},
         "data": {"allreduce.py": nccl_script()},
     }
     service = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": dict(meta),
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": dict(labels)},
         # Ranks look each other up before they are ready.
-        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": dict(labels)},
+        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": dict(selector)},
     }
-    return [_owned(item, owner) for item in (*domain, config, service, job)]
+    return [config, service]
 
 
 def _attach(template: Object, group: Group) -> None:
@@ -201,17 +267,17 @@ def _ask_for_gpus(spec: Object, target: Target, cluster: Cluster, run: str) -> N
         spec["containers"][0]["resources"]["limits"][GPU] = str(target.gpus)
 
 
-def _nccl_env(name: str, targets: Sequence[Target]) -> dict[str, str]:
+def _nccl_env(master: str, targets: Sequence[Target]) -> dict[str, str]:
     """What the NCCL probe needs. Neither GDR level nor HCA list: the cluster's own settings are on trial."""
     return {
         "NCCL_DEBUG": "INFO",
         "NCCL_DEBUG_SUBSYS": "INIT,BOOTSTRAP,ENV,NET,GRAPH",
-        "GPUREADY_MASTER": f"{name}-0.{name}.{NAMESPACE}.svc",
+        "GPUREADY_MASTER": f"{master}.{NAMESPACE}.svc",
         "GPUREADY_PORT": str(RENDEZVOUS_PORT),
         "GPUREADY_NODES": str(len(targets)),
         "GPUREADY_GPUS": str(targets[0].gpus),
         "GPUREADY_MIN_BYTES": str(1 << 20),
-        "GPUREADY_MAX_BYTES": str(8 << 30),
+        "GPUREADY_MAX_BYTES": str(LARGEST_BYTES),
     }
 
 

@@ -15,6 +15,12 @@ GPU = "nvidia.com/gpu"
 HOSTNAME = "kubernetes.io/hostname"
 # GFD's label of nodes whose NVLink leads to other nodes: cluster uuid and clique of the NVLink domain.
 CLIQUE = "nvidia.com/gpu.clique"
+# Where schedulers of several clouds and NVIDIA's topograph say which leaf switch a node hangs on.
+LEAVES = (
+    "network.topology.nvidia.com/leaf",
+    "topology.k8s.aws/network-node-layer-3",
+    "cloud.google.com/gce-topology-subblock",
+)
 # The workload that proves the NICs of nodes which NVLink joins.
 NET = "nccl-net"
 
@@ -24,6 +30,7 @@ class Target:
     """A node that takes probe pods. ``gpus`` is what it offers now; ``rdma`` what a pod asks of it.
 
     ``clique`` is the NVLink domain that it shares with other nodes, empty where NVLink ends inside the node.
+    ``leaf`` is the switch that it hangs on, empty where no label says so.
     """
 
     node: str
@@ -32,6 +39,7 @@ class Target:
     gpus: int
     rdma: Mapping[str, int]
     clique: str = ""
+    leaf: str = ""
 
     @property
     def complete(self) -> bool:
@@ -83,7 +91,8 @@ def plan(expected: Expected, evidence: Evidence, pods: Iterable[Object], *, nccl
         }
         labels = labels_of(one)
         clique = labels.get(CLIQUE, "") if expected.cluster.dra != "off" else ""
-        targets.append(Target(name, labels.get(HOSTNAME, name), group, offered, rdma, clique))
+        leaf = next((labels[key] for key in LEAVES if labels.get(key)), "")
+        targets.append(Target(name, labels.get(HOSTNAME, name), group, offered, rdma, clique, leaf))
     excluded = {t.node: f"it offers {t.gpus} of {t.group.gpus} GPUs" for t in targets if not t.complete}
     runs = _nccl_runs(targets, nccl)
     excluded |= refused

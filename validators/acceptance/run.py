@@ -8,9 +8,9 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gpuready.charts_values.errors import ApiError, DeadlineError, GpureadyError, UnreachableError
 from gpuready.charts_values.inventory import Cluster
@@ -38,6 +38,8 @@ LAST_SECONDS = 5.0
 LOG_SECONDS = 20.0
 SMI_SECONDS = 300
 NCCL_SECONDS = 900
+# Images are there by then, and each run of a search takes seconds.
+SEARCH_SECONDS = 300
 # A run outlives an API server that restarts.
 SILENCE_SECONDS = 60.0
 # How long the Job controller may take to make pods before its events are asked why it does not.
@@ -46,6 +48,22 @@ JOB_LABEL = "batch.kubernetes.io/job-name"
 
 Progress = Callable[[str], None]
 T = TypeVar("T")
+
+
+class Part(NamedTuple):
+    """One run of a search: its Job's name, its nodes, the NICs to measure each by itself, and how often."""
+
+    name: str
+    targets: tuple[Target, ...]
+    rails: tuple[str, ...]
+    repeats: int
+
+
+class Wave(NamedTuple):
+    """The pods of each run, in the order of the runs; ``in_full`` says that the time did not run out on them."""
+
+    pods: list[list[Object]]
+    in_full: bool
 
 
 class Acceptance:
@@ -65,6 +83,7 @@ class Acceptance:
         self._progress = progress
         self._started = False
         self._anchor: Object = {}
+        self._search_kept = False
         self._collections = dict(_COLLECTIONS)
 
     def start(self, evidence: Evidence) -> None:
@@ -95,7 +114,7 @@ class Acceptance:
         planned = {job["metadata"]["name"]: t.node for job, t in zip(jobs, plan.targets, strict=True)}
         evidence.about.setdefault("planned", {}).update(planned)
         self._create(jobs)
-        pods = self._wait("nvidia-smi", list(planned), len(jobs), seconds, "nvidia-smi", evidence)
+        pods = self._wait("nvidia-smi", dict.fromkeys(planned, 1), seconds, "nvidia-smi", evidence)
         if evidence.about.get("refused") and not pods:
             evidence.about["nccl_off"] = "the cluster refuses the probe pods"
         evidence.logs["nvidia-smi"] = logs = self._logs(pods)
@@ -119,14 +138,51 @@ class Acceptance:
         if joined:
             self._collections["ComputeDomain"] = _DOMAINS
         self._create(objects)
-        jobs = [item["metadata"]["name"] for item in objects if item["kind"] == "Job"]
-        pods = self._wait(workload, jobs, len(targets), seconds, what, evidence)
+        jobs = {item["metadata"]["name"]: len(targets) for item in objects if item["kind"] == "Job"}
+        pods = self._wait(workload, jobs, seconds, what, evidence)
         evidence.logs[workload] = self._logs(pods)
         domain = planning.domain_of(targets) if joined else ""
         nodes = [target.node for target in targets]
         evidence.about.setdefault("nccl", {})[workload] = {"nodes": nodes, "nvlink_domain": domain}
         # The next run needs these GPUs.
         self._drop(objects)
+
+    def open_search(self) -> None:
+        """Make what the runs of a search share; it goes with the anchor."""
+        self._create(manifests.search_objects(self.run, self._anchor))
+
+    def keep_search(self, texts: Mapping[str, str]) -> None:
+        """Write down what a search knows, so that an interrupted one can be read: ConfigMap ``search-RUN``."""
+        state = manifests.search_state(self.run, texts, self._anchor)
+        path = self._collections["ConfigMap"]
+        if self._search_kept:
+            self.api.patch(f"{path}/{state['metadata']['name']}", {"data": state["data"]})
+        else:
+            self.api.create(path, state)
+            self._search_kept = True
+
+    def wave(self, workload: str, parts: Sequence[Part], what: str, evidence: Evidence) -> Wave:
+        """Runs of a search side by side: all start at once, on nodes of their own."""
+        seconds = self._time_for(what, SEARCH_SECONDS)
+        jobs = [
+            # We stop waiting before the Job ends what hangs, and so see that it hangs.
+            manifests.search_job(
+                self.run, name, workload, targets, rails, repeats, self.cluster, self._anchor, seconds + 30
+            )
+            for name, targets, rails, repeats in parts
+        ]
+        self._create(jobs)
+        counts = {job["metadata"]["name"]: job["spec"]["completions"] for job in jobs}
+        pods = self._wait(workload, counts, seconds, what, evidence)
+        failed = [pod for pod in pods if pod["status"].get("phase") == "Failed"]
+        if failed:
+            evidence.logs[workload] = self._logs(failed)
+        self._drop(jobs)
+        by_job: dict[str, list[Object]] = {name: [] for name in counts}
+        for pod in pods:
+            by_job.setdefault((pod["metadata"].get("labels") or {}).get(JOB_LABEL, ""), []).append(pod)
+        cut = self._left() < POLL_SECONDS
+        return Wave([by_job[name] for name in counts], in_full=not cut)
 
     def clean(self, evidence: Evidence) -> None:
         """Delete what the run made and wait until it is gone; what stays is recorded for the report."""
@@ -185,15 +241,16 @@ class Acceptance:
         return self.api.list(PODS, labelSelector=selector, resourceVersion="")
 
     def _wait(
-        self, workload: str, jobs: Sequence[str], count: int, seconds: float, what: str, evidence: Evidence
+        self, workload: str, jobs: Mapping[str, int], seconds: float, what: str, evidence: Evidence
     ) -> list[Object]:
-        """The workload's pods once all have ended, or as they are when the time is up.
+        """The workload's pods once all have ended, or as they are when the time is up; ``jobs`` says how many each has.
 
         They are evidence however the waiting ends. An API that is silent for a while is borne. Where nothing
         moves and the missing pods are refused by the cluster, there is nothing to wait for.
         """
         deadline = min(time.monotonic() + seconds, self._deadline)
         heard = time.monotonic()
+        count = sum(jobs.values())
         pods: list[Object] = []
         moved, look = (0, 0), heard + ADMISSION_SECONDS
         try:
@@ -210,13 +267,13 @@ class Acceptance:
                 if (len(pods), ended) != moved:
                     moved, look = (len(pods), ended), heard + ADMISSION_SECONDS
                 if len(pods) == ended and time.monotonic() > look:
-                    missing = self._refusals(jobs, count // len(jobs), pods)
+                    missing = self._refusals(jobs, pods)
                     if missing and all(missing.values()):
                         evidence.about.setdefault("refused", {}).update(missing)
                         return pods
                     look += ADMISSION_SECONDS
                 if time.monotonic() + POLL_SECONDS > deadline:
-                    refused = {job: why for job, why in self._refusals(jobs, count // len(jobs), pods).items() if why}
+                    refused = {job: why for job, why in self._refusals(jobs, pods).items() if why}
                     evidence.about.setdefault("refused", {}).update(refused)
                     if self._left() < POLL_SECONDS:
                         text = f"the {self._seconds:g} s of --timeout were up during {what}"
@@ -226,10 +283,10 @@ class Acceptance:
         finally:
             evidence.cluster.setdefault("pods", []).extend(pods)
 
-    def _refusals(self, jobs: Sequence[str], each: int, pods: Sequence[Object]) -> dict[str, str]:
-        """Why each Job that lacks pods got none; empty for one whose events do not tell. ``each`` belong to a Job."""
+    def _refusals(self, jobs: Mapping[str, int], pods: Sequence[Object]) -> dict[str, str]:
+        """Why each Job that lacks pods got none; empty for one whose events do not tell."""
         made = Counter((pod["metadata"].get("labels") or {}).get(JOB_LABEL) for pod in pods)
-        missing = [job for job in jobs if made[job] < each]
+        missing = [job for job, wanted in jobs.items() if made[job] < wanted]
         if not missing:
             return {}
         about = "reason=FailedCreate,involvedObject.kind=Job"

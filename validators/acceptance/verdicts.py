@@ -9,6 +9,8 @@ from typing import Any
 
 from ..evidence import Evidence, Object
 
+NAMESPACE = "gpuready"
+APP_LABEL = "app.kubernetes.io/name"
 RUN_LABEL = "gpuready.io/run"
 PROBE_LABEL = "gpuready.io/probe"
 WORKLOAD_LABEL = "gpuready.io/workload"

@@ -1,7 +1,10 @@
 """The checks. The order of imports is the order in which a platform comes up, and so the order of causes."""
 
 # isort: off
-from . import cluster, nodes, releases, cilium, network, secondary, gpu, versions
+from . import cluster
+from . import node_access, node_system, node_containerd, node_kubelet, node_pci, node_driver, node_rdma
+from . import nodes
+from . import releases, cilium, network, secondary, gpu, node_gdr, versions
 from . import dra, probes, smi, claims, nccl, benchmark, nvlink
 
 # isort: on
@@ -15,6 +18,14 @@ __all__ = [
     "gpu",
     "nccl",
     "network",
+    "node_access",
+    "node_containerd",
+    "node_driver",
+    "node_gdr",
+    "node_kubelet",
+    "node_pci",
+    "node_rdma",
+    "node_system",
     "nodes",
     "nvlink",
     "probes",

@@ -10,7 +10,7 @@ from ..model import Finding, Status, Subject
 from ..registry import check
 from ..workloads import counts, kept_out, stuck
 from .network import NFD_RELEASE
-from .subjects import NODES, allocatable, condition, labels_of, name_of, node, passed, skipped, troubles
+from .subjects import MACHINE, NODES, allocatable, condition, labels_of, name_of, node, passed, skipped, troubles
 
 GPU = "nvidia.com/gpu"
 PRODUCT = "nvidia.com/gpu.product"
@@ -35,7 +35,7 @@ OPERANDS = (
     source="install facts 2.7 and 11.2: a DaemonSet that wants 0 pods counts as ready",
     fix="Look at the first operand that is not ready; the later ones wait for it.",
     needs=("daemonsets.apps", "clusterpolicies.nvidia.com", "nodes"),
-    after=(*NODES, *OPERATOR, "release.namespace/*/gpu-operator", "nfd.labels", "gpu.operands"),
+    after=(*NODES, *MACHINE, *OPERATOR, "release.namespace/*/gpu-operator", "nfd.labels", "gpu.operands"),
 )
 def operands(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """DaemonSets in the order of their dependence."""
@@ -163,7 +163,7 @@ def policy(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     fix="Compare with the node: nvidia-smi -L there, then dmesg for Xid 79 and PCI errors.",
     avoid="Do not start multi-node jobs before the node is out or mended; one would hang pending.",
     needs=("nodes",),
-    after=(*NODES, *OPERATOR, "nfd.labels", "gpu.operands", "gpu.policy/cluster/*"),
+    after=(*NODES, *MACHINE, *OPERATOR, "nfd.labels", "gpu.operands", "gpu.policy/cluster/*"),
 )
 def gpu_allocatable(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """nvidia.com/gpu per node."""

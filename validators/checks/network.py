@@ -193,7 +193,7 @@ def rdma_wait(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     fix="Check label pci-15b3.present and the device selectors of the policy; then lspci -d 15b3: on the node.",
     avoid="Do not restart the kubelet under running pods to bring the resource back.",
     needs=("nodes",),
-    after=(*NODES, NFD_RELEASE, OPERATOR, "network.policy", "rdma.wait"),
+    after=(*NODES, "node.modules", NFD_RELEASE, OPERATOR, "network.policy", "rdma.wait"),
 )
 def rdma_allocatable(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """rdma/* per node."""

@@ -17,6 +17,12 @@ _LIFECYCLE = (
     *("karpenter.sh/", "ToBeDeletedByClusterAutoscaler", "DeletionCandidateOfClusterAutoscaler"),
 )
 
+# What keeps a kubelet from running, or from starting again.
+_KUBELET = (
+    *("node.containerd_version", "node.swap", "node.kubelet_restart", "node.cpu_manager", "node.memory_manager"),
+    *("node.cgroup_driver", "node.disk"),
+)
+
 
 @check(
     "nodes.present",
@@ -56,7 +62,7 @@ def present(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     source="health facts E3",
     fix="Read the kubelet's reason: kubectl describe node NODE; then journalctl -u kubelet on it.",
     needs=("nodes",),
-    after=("nodes.present",),
+    after=("nodes.present", *_KUBELET),
 )
 def ready(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     """Condition Ready."""

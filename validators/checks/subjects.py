@@ -12,6 +12,12 @@ from ..model import Finding, Status, Subject
 # What is wrong with a node explains what is missing on it.
 NODES = ("nodes.present", "nodes.ready", "nodes.taints")
 
+# What is wrong with a machine itself explains that no driver comes up there.
+MACHINE = (
+    *("node.gpus_on_pci", "node.nouveau", "node.driver_owner", "node.secure_boot"),
+    *("node.containerd_version", "node.containerd_cdi"),
+)
+
 # What keeps a probe from running explains that it told nothing.
 PROBES = ("probes.run", "probes.admitted")
 

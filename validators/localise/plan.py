@@ -84,6 +84,7 @@ def next_runs(record: Record, number: int, seed: int, repeats: int) -> list[Run]
     elif number == 3:
         _partners(plan, _untold(record, able))
         _look_again(plan)
+        _two_again(plan, able)
     else:
         _alone_again(plan, [name for name in able if not record.failed(name)])
         able = [name for name in able if not plan.busy(name)]
@@ -174,6 +175,12 @@ def _partner(record: Record, name: str, pool: dict[str | None, list[str]]) -> st
                 pool[place].remove(partner)
                 return partner
     return None
+
+
+def _two_again(plan: _Round, able: Sequence[str]) -> None:
+    """Of two nodes alone none can be blamed; by rail, at least the rail is known."""
+    if len(plan.record.nodes) == len(able) == 2 and any(one.bad for one in plan.record.meetings):
+        plan.meet(able[0], able[1])
 
 
 def _look_again(plan: _Round) -> None:

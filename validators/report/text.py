@@ -21,6 +21,8 @@ _INDENT = " " * 10
 # More groups than this hide the answer; the JSON has them all.
 _SHOWN_BAD_GROUPS = 20
 _SHOWN_DETAILS = 8
+# So many skips of one group for one cause are one line.
+_FOLDED = 4
 
 
 def lines(run: Run) -> list[Text]:
@@ -42,7 +44,10 @@ def lines(run: Run) -> list[Text]:
         out += [Text(), Text(f"and {len(bad) - _SHOWN_BAD_GROUPS} more groups; -o json lists them", "dim")]
     good = [one for one in groups if not one.bad]
     if good:
-        out += [Text(), *(line for one in good for line in _short(one))]
+        out += [
+            Text(),
+            *(line for some in _alike(good) for line in (_short(some[0]) if len(some) == 1 else _fold(some))),
+        ]
     return out
 
 
@@ -115,6 +120,29 @@ def _field(label: str, text: str, indent: str = _INDENT) -> Text:
     out.append(f"{label:<7}", "dim")
     out.append(text)
     return out
+
+
+def _alike(groups: list[ResultGroup]) -> list[list[ResultGroup]]:
+    """Skips for one cause, of one group of checks and behind each other, are told together where they are many."""
+    runs: list[list[ResultGroup]] = []
+    for one in groups:
+        last = runs[-1][0].first if runs else None
+        family, cause = one.first.check.partition(".")[0], one.first.finding.cause
+        skips = one.first.status is Status.SKIP and last is not None and last.status is Status.SKIP
+        if skips and last and (family, cause) == (last.check.partition(".")[0], last.finding.cause):
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+    return [some for run in runs for some in ([run] if len(run) >= _FOLDED else [[one] for one in run])]
+
+
+def _fold(some: list[ResultGroup]) -> list[Text]:
+    first = some[0].first
+    head = Text()
+    head.append(f"{first.status.value:<10}", STYLES[first.status])
+    head.append(f"{first.check.partition('.')[0] + '.*':<20}")
+    head.append(f" {len(some)} checks: {first.finding.cause}", "dim")
+    return [head]
 
 
 def _short(one: ResultGroup) -> list[Text]:

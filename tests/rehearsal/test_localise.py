@@ -1,0 +1,119 @@
+"""`gpuready accept` names the node or the NIC that holds an all-reduce back, on one cluster of eight nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from gpuready.charts_values.kube import Api
+from gpuready.rehearsal import controlplane, engine, faults
+from gpuready.rehearsal.state import State
+from gpuready.validators.acceptance import baseline
+from gpuready.validators.acceptance.run import NAMESPACE
+
+from .commands import BIN, ROOT, environment, gpuready, report, run, until
+from .test_accept import traces
+from .test_check import kubeconfig_for
+
+KEPT = f"{NAMESPACE}/configmaps/{baseline.NAME}"
+
+
+@pytest.fixture(scope="module")
+def eight(binaries: engine.Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+    """Eight h100-ib nodes with the platform on them."""
+    folder = tmp_path_factory.mktemp("localise") / "state"
+    now = controlplane.up(folder, nodes=8, profile="h100-ib", leash=os.getpid())
+    try:
+        done = run("pyinfra", "inventory", "deploys/gpu.py", state_dir=folder, seconds=240)
+        assert done.returncode == 0, done.stderr[-4000:]
+        yield now
+    finally:
+        controlplane.down(folder)
+
+
+@pytest.fixture
+def api(eight: State) -> Iterator[Api]:
+    api = Api.connect(eight.kubeconfig)
+    yield api
+    for name in faults.active(eight.folder):
+        faults.heal(eight.folder, name)
+    faults.settle(eight.folder)
+    until(lambda: traces(api), lambda left: left == [], seconds=60)
+
+
+def test_a_healthy_cluster_is_not_searched_and_keeps_what_it_reached(
+    eight: State, api: Api, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """By the shipped role, which must suffice."""
+    file = kubeconfig_for(eight, "accept", tmp_path_factory.mktemp("role"))
+    args = ("accept", "--cluster", "rehearsal", "--kubeconfig", str(file))
+    data = report(eight, *args)
+    assert (data["verdict"], "search" in data["nccl"]) == ("pass", False)
+    kept = json.loads(api.get(KEPT)["data"]["baselines.json"])["baselines"]
+    figures = {name: one["busbw_gbytes_s"] for name, one in data["nccl"]["baseline"]["measured"].items()}
+    assert {name: one["busbw_gbytes_s"] for name, one in kept.items()} == figures
+    assert [name.split("/")[1:3] for name in figures] == [["pair", "2-nodes"], ["all", "8-nodes"]]
+    # The next run is held against them, and lowers none.
+    data = report(eight, *args)
+    assert data["verdict"] == "pass"
+    bandwidth = next(one for one in data["results"] if one["id"] == "nccl.bandwidth/cluster/8 nodes")
+    assert "GB/s of this cluster, 20" in bandwidth["detail"]
+    after = json.loads(api.get(KEPT)["data"]["baselines.json"])["baselines"]
+    assert all(after[name]["busbw_gbytes_s"] >= figure for name, figure in figures.items())
+
+
+@pytest.mark.parametrize(
+    ("fault", "answer"),
+    [
+        ("nic-slow", "a NIC is slower than the others (gpu-0003/mlx5_5)"),
+        ("node-slow", "a node is slower than the others (gpu-0003)"),
+    ],
+)
+def test_the_culprit_is_named_in_the_first_line(eight: State, api: Api, fault: str, answer: str) -> None:
+    faults.inject(eight.folder, fault)
+    faults.settle(eight.folder)
+    before = api.find(KEPT)
+    done = gpuready(eight, "accept", "-o", "json")
+    data = json.loads(done.stdout)
+    assert (done.returncode, traces(api)) == (1, [])
+    bad = [one for one in data["results"] if one["status"] not in ("pass", "skip")]
+    assert [one["check"] for one in bad] == ["nccl.slow", "nccl.bandwidth"]
+    assert bad[1]["caused_by"] == bad[0]["id"]
+    assert f"{bad[0]['cause']} ({bad[0]['subject']['name']})" == answer
+    (search,) = data["nccl"]["search"]["searches"]
+    assert search["rounds"] <= 4
+    assert search["verdicts"][0]["nodes"] == ["gpu-0003"]
+    # What is slow is no measure of what the cluster can do.
+    assert (api.find(KEPT) or {}).get("data") == (before or {}).get("data")
+
+
+def test_a_search_that_was_killed_can_be_read_and_goes_with_the_next_run(eight: State, api: Api) -> None:
+    faults.inject(eight.folder, "nic-slow")
+    faults.settle(eight.folder)
+    command = [str(BIN / "gpuready"), "accept"]
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(eight.folder), stdout=quiet, stderr=quiet)
+
+    def state() -> dict[str, str]:
+        found = [
+            one for one in api.list(f"{NAMESPACE}/configmaps", resourceVersion="")
+            if one["metadata"]["name"].startswith("search-")
+        ]  # fmt: skip
+        return found[0]["data"] if found else {}
+
+    def rounds(data: dict[str, str]) -> int:
+        return int(json.loads(data["search.json"])["searches"][0]["rounds"]) if data else 0
+
+    try:
+        until(lambda: rounds(state()), lambda done: done >= 1)
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+    left = json.loads(state()["search.json"])["searches"][0]
+    assert len(left["state"]["outcomes"]) >= 8
+    assert left["verdicts"]
+    report(eight, "accept", "--nccl", "off")
+    until(lambda: traces(api), lambda names: names == [], seconds=60)

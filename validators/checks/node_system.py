@@ -1,0 +1,341 @@
+"""The system below Kubernetes: modules, sysctl, limits, hugepages, swap, time, kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gpuready.charts_values.node_settings import HUGEPAGES
+
+from ..evidence import Evidence
+from ..expected import Expected
+from ..machines import FILESYSTEMS, FSTAB, MODULES_FILE, Machine, each
+from ..model import Finding
+from ..registry import check
+from .node_access import REACHED
+
+_RDMA = ("ib_core", "ib_uverbs", "mlx5_ib", "rdma_cm", "rdma_ucm")
+_INOTIFY = {"fs.inotify.max_user_instances": 8192, "fs.inotify.max_user_watches": 524288}
+# Several rails in one subnet: each answers for its own address alone, and replies may take another rail.
+_RAILS = {
+    "net.ipv4.conf.all.arp_ignore": "1",
+    "net.ipv4.conf.all.arp_announce": "2",
+    "net.ipv4.conf.all.rp_filter": "2",
+}
+_UNLIMITED = ("infinity", "18446744073709551615")
+_SHARED = "a container has its host's, which is not its own to promise"
+_NOTHING = "no inventory says what is promised here"
+_PREPARE = "pyinfra inventory deploys/gpu.py sets it; what disturbs pods only under `maintenance`."
+
+
+@check(
+    "node.modules",
+    title="promised kernel modules are loaded, and will be after a boot",
+    proves="Containers, RDMA and what inventory names find their kernel modules.",
+    rule="overlay, with RDMA ib_core, ib_uverbs, mlx5_ib, rdma_cm, rdma_ucm (and ib_umad for InfiniBand) unless the "
+    "operator owns OFED, and each of `modules` are loaded; gpuready's file in modules-load.d, where there is one, "
+    "names them all.",
+    source="install facts 5.2; kernel documentation of RDMA user space",
+    fix=f"modprobe MODULE; {_PREPARE}",
+    after=REACHED,
+    tier="node",
+)
+def modules(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """Modules, now and at boot."""
+    return each(expected, evidence, _modules)
+
+
+def _modules(one: Machine) -> Finding:
+    if one.settings is None:
+        return one.skip(_NOTHING)
+    wanted = ["overlay", *one.settings.modules]
+    if one.group is not None and one.group.rdma != "none" and one.cluster.ofed_owner != "operator":
+        wanted += [*_RDMA, *(("ib_umad",) if one.group.rdma == "ib" else ())]
+    wanted = list(dict.fromkeys(name.replace("-", "_") for name in wanted))
+    loaded = set(one.part("modules"))
+    # Built into the kernel it is in no list of modules.
+    if "\toverlay" in (one.file(FILESYSTEMS) or ""):
+        loaded.add("overlay")
+    absent = [name for name in wanted if name not in loaded]
+    if absent and not one.container:
+        text = ", ".join(absent)
+        return one.fail("ModuleAbsent", "promised kernel modules are not loaded", text, expected=", ".join(wanted))
+    named = one.file(MODULES_FILE)
+    forgotten = [name for name in wanted if named is not None and name not in named.replace("-", "_").split()]
+    if forgotten:
+        text = f"{MODULES_FILE} does not name {', '.join(forgotten)}"
+        return one.warn("ModuleForgotten", "promised kernel modules would not come back after a boot", text)
+    return one.good(", ".join(wanted))
+
+
+@check(
+    "node.sysctl",
+    title="the kernel's settings are as promised",
+    proves="Pods are routed, rails answer for themselves, and the kernel does not move their memory about.",
+    rule="net.ipv4.ip_forward is 1 and kernel.numa_balancing 0; with RoCE arp_ignore 1, arp_announce 2 and rp_filter "
+    "2 for all; `sysctl` of inventory wins. Of a container only net.* is judged.",
+    source="install facts 5.2; kernel documentation, ip-sysctl",
+    fix=f"sysctl -w NAME=VALUE; look for the file that says otherwise: grep -r NAME /etc/sysctl.d; {_PREPARE}",
+    after=REACHED,
+    tier="node",
+)
+def sysctl(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """Sysctl, now."""
+    return each(expected, evidence, _sysctl)
+
+
+def _sysctl(one: Machine) -> Finding:
+    if one.settings is None:
+        return one.skip(_NOTHING)
+    wanted = {"net.ipv4.ip_forward": "1", "kernel.numa_balancing": "0"}
+    if one.group is not None and one.group.rdma == "roce":
+        wanted |= _RAILS
+    given = {key: value for key, value in one.settings.sysctl.items() if key not in _INOTIFY}
+    wanted |= given
+    seen = one.part("sysctl")
+    judged = {key: value for key, value in wanted.items() if not one.container or key.startswith("net.")}
+    wrong = [
+        f"{key} is {seen[key]}, not {value}"
+        for key, value in judged.items()
+        if seen.get(key) is not None and seen[key].split() != value.split()
+    ]
+    if wrong:
+        return one.fail("SysctlDiffers", "a kernel setting differs from what is promised", "; ".join(wrong))
+    hidden = [key for key in judged if key in given and seen.get(key) is None]
+    if hidden:
+        return one.unproven("SysctlNotShown", "the probe does not read a promised kernel setting", ", ".join(hidden))
+    return one.good(f"{len(judged)} settings")
+
+
+@check(
+    "node.inotify",
+    title="there are enough inotify instances and watches",
+    proves="Operators and log readers do not end with `too many open files`.",
+    rule="fs.inotify.max_user_instances is at least 8192 and max_user_watches 524288, or what `sysctl` of inventory "
+    "says.",
+    source="install facts 5.2; inotify(7)",
+    fix=f"sysctl -w fs.inotify.max_user_instances=8192 fs.inotify.max_user_watches=524288; {_PREPARE}",
+    after=REACHED,
+    tier="node",
+)
+def inotify(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """Limits of inotify."""
+    return each(expected, evidence, _inotify)
+
+
+def _inotify(one: Machine) -> Finding:
+    if one.container or one.settings is None:
+        return one.skip(_SHARED if one.container else _NOTHING)
+    seen = one.part("sysctl")
+    wanted = {key: int(one.settings.sysctl.get(key, least)) for key, least in _INOTIFY.items()}
+    low = [f"{key} is {seen[key]}, not {least}" for key, least in wanted.items() if int(seen[key]) < least]
+    if low:
+        return one.fail("InotifyLow", "too few inotify instances or watches", "; ".join(low))
+    return one.good(", ".join(f"{key.rpartition('_')[2]} {seen[key]}" for key in wanted))
+
+
+@check(
+    "node.limits",
+    title="kubelet and containerd have the promised limits",
+    proves="RDMA can pin memory in containers, which have their runtime's limits.",
+    rule="LimitMEMLOCK of containerd and of the kubelet (of k3s there) is infinity, or what `limits` of inventory "
+    "says; LimitNOFILE and TasksMax where it says so. It is what systemd will give at the next start.",
+    source="install facts 5.2; systemd.exec(5)",
+    fix=f"systemctl cat UNIT shows who sets it; {_PREPARE}",
+    avoid="Do not restart containerd or a kubelet under running jobs; drain the node.",
+    after=REACHED,
+    tier="node",
+)
+def limits(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """Limits of units."""
+    return each(expected, evidence, _limits)
+
+
+def _limits(one: Machine) -> Finding:
+    if one.settings is None:
+        return one.skip(_NOTHING)
+    wanted = {"memlock": "infinity", **one.settings.limits}
+    units = one.part("units")
+    names = ("k3s", "k3s-agent") if one.cluster.platform == "k3s" else ("containerd", "kubelet")
+    there = [name for name in names if name in units]
+    if not there:
+        return one.unproven("NoUnits", "systemd knows neither the kubelet nor its container runtime")
+    keys = {"memlock": "memlock", "nofile": "nofile", "tasks": "tasks_max"}
+    wrong = []
+    for name in there:
+        for key, value in wanted.items():
+            has = units[name].get(keys[key])
+            if not (has == value or (has in _UNLIMITED and value in _UNLIMITED)):
+                wrong.append(f"{name}: {key} is {has}, not {value}")
+    if wrong:
+        return one.fail("LimitDiffers", "a service has another limit than promised", "; ".join(wrong))
+    return one.good(", ".join(f"{key} {value}" for key, value in wanted.items()))
+
+
+@check(
+    "node.hugepages",
+    title="hugepages are as promised",
+    proves="Pods that ask for hugepages find them.",
+    rule="nr_hugepages of each size is what `hugepages` of inventory says.",
+    source="install facts 5.2; kernel documentation, hugetlbpage",
+    fix=f"Memory may be too scattered for them until the next boot; {_PREPARE}",
+    after=REACHED,
+    tier="node",
+)
+def hugepages(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """Hugepages."""
+    return each(expected, evidence, _hugepages)
+
+
+def _hugepages(one: Machine) -> Finding:
+    if one.settings is None or not one.settings.hugepages:
+        return one.skip("inventory promises no hugepages")
+    seen = one.part("memory")["hugepages"]
+    wrong = []
+    for size, count in one.settings.hugepages.items():
+        has = (seen.get(str(HUGEPAGES[size])) or {}).get("count", 0)
+        if has != count:
+            wrong.append(f"{has} of {count} pages of {size}")
+    if wrong:
+        return one.fail("HugepagesDiffer", "hugepages differ from what is promised", "; ".join(wrong))
+    return one.good()
+
+
+@check(
+    "node.swap",
+    title="swap is off, and stays off",
+    proves="A kubelet starts, and memory of pods does not go to disk.",
+    rule="No swap device is in use and /etc/fstab names none, unless `swap` of inventory is keep. Of a container "
+    "only its fstab is judged.",
+    source="install facts 5.2; Kubernetes documentation, swap memory management",
+    fix=f"swapoff -a, and comment the line in /etc/fstab; {_PREPARE}",
+    avoid="Do not turn swap off while more lies in it than memory is free.",
+    after=REACHED,
+    tier="node",
+)
+def swap(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """Swap, now and at boot."""
+    return each(expected, evidence, _swap)
+
+
+def _swap(one: Machine) -> Finding:
+    if one.settings is None or one.settings.swap == "keep":
+        return one.skip(_NOTHING if one.settings is None else "inventory keeps swap as it is")
+    swaps = [] if one.container else one.part("memory")["swaps"]
+    if swaps:
+        text = ", ".join(f"{each['device']} of {each['size_kib'] // 1024} MiB" for each in swaps)
+        return one.fail("SwapOn", "swap is on", text, expected="none", observed=text)
+    lines = [line for line in (one.file(FSTAB) or "").splitlines() if not line.lstrip().startswith("#")]
+    named = [line for line in lines if len(line.split()) > 2 and line.split()[2] == "swap"]
+    if named:
+        return one.warn("SwapAtBoot", "swap would be back after a boot", f"{FSTAB}: {named[0].strip()}")
+    return one.good("off")
+
+
+@check(
+    "node.time",
+    title="the clock is synchronised",
+    proves="Certificates are valid, leases hold, and logs of several nodes can be put side by side.",
+    rule="systemd says NTPSynchronized, unless `time_sync` of inventory is False. Containers have their host's clock.",
+    source="install facts 5.2; timedatectl(1)",
+    fix="timedatectl timesync-status, or chronyc tracking; then the way to its time servers (UDP 123).",
+    after=REACHED,
+    tier="node",
+)
+def time(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """Clocks."""
+    return each(expected, evidence, _time)
+
+
+def _time(one: Machine) -> Finding:
+    if one.container or one.settings is None or not one.settings.time_sync:
+        return one.skip(_SHARED if one.container else "inventory promises no time synchronisation")
+    synchronized = one.part("time").get("synchronized")
+    names = ("systemd-timesyncd", "chrony", "chronyd", "ntpd")
+    active = [name for name in names if (one.part("units").get(name) or {}).get("active") == "active"]
+    if synchronized is None:
+        return one.unproven("ClockNotShown", "the node does not say whether its clock is synchronised")
+    if not synchronized:
+        text = f"{active[0]} runs and has not synchronised" if active else "no time service runs"
+        return one.fail("ClockFree", "clock is not synchronised", text)
+    return one.good(active[0] if active else "synchronised")
+
+
+@check(
+    "node.governor",
+    title="CPUs run under the promised governor",
+    proves="CPUs that feed GPUs do not clock down between bursts.",
+    rule="Every CPU's frequency governor is `governor` of inventory (performance by default), where the machine has "
+    "governors: virtual machines have none.",
+    source="install facts 5.2; kernel documentation, cpufreq",
+    fix=f"cpupower frequency-set -g performance; {_PREPARE}",
+    after=REACHED,
+    tier="node",
+)
+def governor(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """Governors."""
+    return each(expected, evidence, _governor)
+
+
+def _governor(one: Machine) -> Finding:
+    governors = one.part("cpu")["governors"]
+    if one.settings is None or one.settings.governor == "keep" or one.container or not governors:
+        return one.skip("no governor is promised, or the machine has none")
+    if set(governors) != {one.settings.governor}:
+        text = ", ".join(f"{count} CPUs {name}" for name, count in sorted(governors.items()))
+        cause = "CPUs run under another governor than promised"
+        return one.warn("GovernorDiffers", cause, text, expected=one.settings.governor)
+    return one.good(one.settings.governor)
+
+
+@check(
+    "node.kernel_held",
+    title="the kernel does not change by itself",
+    proves="No automatic upgrade takes away the kernel that the driver was built for.",
+    rule="Every installed kernel package is held (apt), or updates leave kernel* out (dnf), unless `hold_kernel` of "
+    "inventory is False.",
+    source="install facts 5.2; apt-mark(8), dnf.conf(5)",
+    fix=f"apt-mark hold $(dpkg-query -W -f '${{Package}}\\n' 'linux-image-*'); {_PREPARE}",
+    after=REACHED,
+    tier="node",
+)
+def kernel_held(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """Held kernels."""
+    return each(expected, evidence, _kernel_held)
+
+
+def _kernel_held(one: Machine) -> Finding:
+    if one.container or one.settings is None or not one.settings.hold_kernel:
+        return one.skip(_SHARED if one.container else "inventory does not hold the kernel")
+    packages = one.part("packages")
+    held, kernels = set(packages["held"]), set(packages.get("kernels") or ())
+    if packages["manager"] is None or (packages["manager"] == "apt" and not kernels):
+        return one.unproven("KernelNotShown", "the probe knows no kernel package of this system")
+    free = sorted(kernels - held) if packages["manager"] == "apt" else ([] if "kernel*" in held else sorted(kernels))
+    if free:
+        return one.warn("KernelFree", "the kernel may be upgraded without anybody's asking", ", ".join(free))
+    return one.good(f"kernel {one.part('os')['kernel']}")
+
+
+@check(
+    "node.kernel_arguments",
+    title="the kernel runs with the promised arguments",
+    proves="What inventory asks of the boot has come true, and was not only written down.",
+    rule="Each of `kernel_arguments` of inventory is on the running kernel's command line.",
+    source="install facts 5.2; kernel documentation, kernel-parameters",
+    fix=f"It takes a boot: {_PREPARE}",
+    after=REACHED,
+    tier="node",
+)
+def kernel_arguments(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """The command line."""
+    return each(expected, evidence, _kernel_arguments)
+
+
+def _kernel_arguments(one: Machine) -> Finding:
+    if one.container or one.settings is None or not one.settings.kernel_arguments:
+        return one.skip(_SHARED if one.container else "inventory asks for no kernel arguments")
+    running = (one.part("os")["cmdline"] or "").split()
+    lacking = [argument for argument in one.settings.kernel_arguments if argument not in running]
+    if lacking:
+        return one.fail("ArgumentAbsent", "the kernel runs without promised arguments", " ".join(lacking))
+    return one.good(" ".join(one.settings.kernel_arguments))
