@@ -127,6 +127,12 @@ def edited(cluster: Cluster, live: Mapping[str, Any], made: Mapping[str, Any]) -
     return _line(cluster, f"ClusterPolicy, edited by hand: {'; '.join(said)}", "it restarts the driver once more")
 
 
+def postponed(cluster: Cluster, plan: Plan, upgrade: Iterable[str]) -> str:
+    """That Helm does not run now, since it would put back the driver of an edited ClusterPolicy."""
+    why = "Helm would put back the driver that was edited by hand, which restarts it once more"
+    return _line(cluster, f"{plan.release.title}: {'; '.join(upgrade)}", why)
+
+
 def keep_driver(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> Values:
     """``wanted``, with what the driver's pods are made of as it was before."""
     return _keep(before, wanted, _DRIVER, _HARMLESS)

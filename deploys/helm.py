@@ -38,6 +38,7 @@ GRACE_S = 5.0
 PENDING = ("pending-install", "pending-upgrade", "pending-rollback")
 _GOOD = ("deployed", "superseded")
 _OLDEST = semver.Version(3, 8, 0)
+_SERVER_SIDE = semver.Version(4, 0, 0)
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _WHERE_FROM = "https://helm.sh/docs/intro/install/"
@@ -124,7 +125,12 @@ class Helm:
         found = _wait(self._client.get_chart(chart))
         _wait(
             self._client.install_or_upgrade_release(
-                release.name, found, values, namespace=release.namespace, create_namespace=False
+                release.name,
+                found,
+                values,
+                namespace=release.namespace,
+                create_namespace=False,
+                force_conflicts=self._server_side(),
             )
         )
 
@@ -136,8 +142,15 @@ class Helm:
         """
         good = self.last_good(installed)
         revision = good.revision if good else installed.revision
-        _wait(self._command.rollback(installed.name, revision, namespace=installed.namespace))
+        # pyhelm3's rollback does not know of conflicts.
+        arguments = ["rollback", installed.name, str(revision), "--namespace", installed.namespace]
+        arguments += ["--timeout", f"{WRITE_LIMIT_S}s", *(["--force-conflicts"] if self._server_side() else [])]
+        self._command.call(arguments)
         return revision
+
+    def _server_side(self) -> bool:
+        """Whether this helm applies on the server, where who edited a field by hand would stop its next upgrade."""
+        return bool(self._client.version >= _SERVER_SIDE)
 
     def pull(self, release: Release, folder: Path) -> Path:
         """Download the packaged chart into ``folder``; returns the archive."""

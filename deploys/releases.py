@@ -119,6 +119,12 @@ class Releases:
         if found.good is None:
             return Work(plan, upgrade)
         plan, keep = self._settle_driver(plan, found)
+        if keep and upgrade:
+            # Helm knows nothing of what is to stay.
+            plan = dataclasses.replace(
+                plan, withheld=(*plan.withheld, disruption.postponed(self._cluster, plan, upgrade))
+            )
+            upgrade = ()
         return Work(plan, upgrade, tuple(drift.find(self._api, found.good, found.manifest, keep)))
 
     def _find(self, release: Release) -> Found:

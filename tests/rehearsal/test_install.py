@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import gzip
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from gpuready.charts_values import bill, inventory
@@ -22,7 +18,7 @@ from gpuready.rehearsal import controlplane
 from gpuready.rehearsal.state import State
 
 from . import installer
-from .installer import footprint, install, own_values, plan, pyinfra
+from .installer import footprint, install, own_values, plan, pyinfra, set_status
 
 
 def api(now: State) -> Api:
@@ -134,23 +130,17 @@ def test_what_somebody_else_set_is_left_alone(restored: State) -> None:
     api(restored).patch(path, {"metadata": {"annotations": {"example.org/owner": None}}})
 
 
-def _set_status(now: State, name: str, status: str) -> None:
-    """Make Helm's newest record of a release say that an operation is under way, or failed."""
-    path = f"/api/v1/namespaces/{release(name).namespace}/secrets"
-    mine = api(now).list(path, labelSelector=f"owner=helm,name={name}", resourceVersion="")
-    newest = max(mine, key=lambda one: int(one["metadata"]["labels"]["version"]))
-    record = json.loads(gzip.decompress(base64.b64decode(base64.b64decode(newest["data"]["release"]))))
-    record["info"]["status"] = status
-    packed = base64.b64encode(base64.b64encode(gzip.compress(json.dumps(record).encode()))).decode()
-    change: dict[str, Any] = {"metadata": {"labels": {"status": status}}, "data": {"release": packed}}
-    api(now).patch(f"{path}/{newest['metadata']['name']}", change)
-
-
 @pytest.mark.parametrize("status", ["failed", "pending-install", "pending-upgrade"])
 def test_an_interrupted_release_is_put_right_and_not_uninstalled(restored: State, status: str) -> None:
     path = f"/apis/apps/v1/namespaces/{release('node-feature-discovery').namespace}/daemonsets"
     before = {one["metadata"]["uid"] for one in api(restored).list(path)}
-    _set_status(restored, "node-feature-discovery", status)
+    # Edited by hand and back again: another manager's field now, at which Helm would stop.
+    master = "/apis/apps/v1/namespaces/node-feature-discovery/deployments/node-feature-discovery-master"
+    tolerations = api(restored).get(master)["spec"]["template"]["spec"]["tolerations"]
+    for edited in ([], tolerations):
+        body = {"spec": {"template": {"spec": {"tolerations": edited}}}}
+        api(restored).patch(master, body, fieldManager="kubectl-edit")
+    set_status(api(restored), "node-feature-discovery", status)
     assert changed(plan(restored.folder)) == ["NFD: release 0.19.0"]
     done = pyinfra(restored.folder)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from gpuready.rehearsal import controlplane
 from gpuready.rehearsal.state import State
 
 from .commands import until
-from .installer import install, inventory, plan, pyinfra
+from .installer import install, inventory, plan, pyinfra, set_status
 from .platform import CHARTS, NIC_POLICIES, POLICY
 
 CONFIG = "/api/v1/namespaces/kube-system/configmaps/cilium-config"
@@ -132,6 +132,10 @@ def test_another_driver_waits_for_a_maintenance_and_goes_node_by_node(state_dir:
         """Which nodes run the new driver."""
         return {one.node: runs_version(one, NEW) for one in driver_pods(api(now), "gpu-operator")}
 
+    def current() -> list[bool]:
+        """Of each driver pod, whether it is as the DaemonSet says."""
+        return [one.current for one in driver_pods(api(now), "gpu-operator")]
+
     withheld = promising("withheld", driver_version=NEW)
     line = (
         f"GPU Operator: driver.version: 580.173.02 -> {NEW}: withheld, since it restarts the driver on every GPU node"
@@ -161,6 +165,23 @@ def test_another_driver_waits_for_a_maintenance_and_goes_node_by_node(state_dir:
     until(lambda: api(now).get(POLICY)["status"]["state"], lambda seen: seen == "ready")
     install(state_dir, withheld)
     assert changed(plan(state_dir, withheld)) == []
+
+    # Another driver by hand, which runs already: neither put back, nor by Helm on its way to something else.
+    edit(now, POLICY, {"spec": {"driver": {"version": "580.300.01"}}})
+    until(current, lambda seen: seen == [False, False])
+    for pod in _pods(now):
+        api(now).delete(f"/api/v1/namespaces/gpu-operator/pods/{pod['metadata']['name']}")
+    until(current, lambda seen: seen == [True, True])
+    before = {one["metadata"]["uid"] for one in _pods(now)}
+    mine = f"580.300.01 -> {NEW}: withheld, since it restarts the driver once more"
+    assert mine in shown(pyinfra(state_dir, file=withheld))
+    set_status(api(now), "gpu-operator", "failed")
+    lines = shown(pyinfra(state_dir, file=withheld))
+    assert mine in lines
+    assert "is failed: withheld, since Helm would put back the driver that was edited by hand" in lines
+    assert {one["metadata"]["uid"] for one in _pods(now)} == before
+    install(state_dir, promising("back", driver_version=NEW, maintenance=["*"]))
+    assert drivers() == {"gpu-0000": True, "gpu-0001": True}
 
 
 def _pods(now: State) -> list[Object]:
