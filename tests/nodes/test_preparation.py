@@ -84,7 +84,7 @@ def prepare(machines: State, tmp_path: Path) -> Prepare:
         return subprocess.run(
             [pyinfra, "inventory", deploy, *(options or ("-y",))],
             cwd=tmp_path,
-            env={**os.environ, **more, "PYINFRA_PROGRESS": "off"},
+            env={**os.environ, **more, "PYINFRA_PROGRESS": "off", "PYINFRA_YES": ""},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -116,7 +116,8 @@ def _end(now: State) -> dict[str, Any]:
         "values": values,
         "policies": [api.get(path)["spec"] for path in (POLICY, f"{NIC_POLICIES}/nic-cluster-policy")],
         "labels": {key: value for key, value in node["metadata"]["labels"].items() if not _OWN.search(key)},
-        "allocatable": node["status"]["allocatable"],
+        # A kubelet goes on saying 0 of what a plug-in once offered.
+        "allocatable": {key: value for key, value in node["status"]["allocatable"].items() if value != "0"},
         "daemonsets": _rolled_out(api),
     }
 
