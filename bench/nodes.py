@@ -2,6 +2,7 @@
 
     python bench/nodes.py                                # 2 machines, 5 pairs for each way to run Ansible
     python bench/nodes.py --machines 4 --pairs 9
+    python bench/nodes.py --ways 3                       # the fastest way to run Ansible alone
 
 The machines are those of the rehearsal (systemd-nspawn, real kubelets, real SSH), brought and taken away by this file.
 The playbook is made from gpuready's own plan for a fresh machine: the same files with the same content, and the same
@@ -340,7 +341,7 @@ ROW = "{:<30}{:>6}{:>6}{:>20}{:>22}{:>18}{:>11}{:>10}{:>6}"
 HEAD = ("Ansible", "tasks", "pairs", "gpuready s", "Ansible s", "ratio", "our CPU s", "their CPU", "load")
 
 
-def bench(folder: Path, machines: int, pairs: int) -> int:
+def bench(folder: Path, machines: int, pairs: int, ways: Sequence[Way]) -> int:
     """Bring machines, prepare them, compare; 1 where a ratio is below 3."""
     state = controlplane.up(folder / "state", nodes=1, ssh_nodes=machines, leash=os.getpid())
     if not state.entry or not state.machines:
@@ -353,10 +354,10 @@ def bench(folder: Path, machines: int, pairs: int) -> int:
     ours.run()
     ratios, opened = [], []
     try:
-        for way in WAYS:
+        for way in ways:
             theirs = Playbook(way, folder, cluster, made)
             opened.append(theirs)
-            if way is WAYS[0]:
+            if way is ways[0]:
                 prove(ours, theirs, cluster, made)
                 print(ROW.format(*HEAD))
             ratios.append(compare(ours, theirs, way, pairs))
@@ -371,6 +372,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machines", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=5, help="runs of each tool, in turn")
+    numbers = range(1, len(WAYS) + 1)
+    text = "; ".join(f"{number}: {way.title}" for number, way in zip(numbers, WAYS, strict=True))
+    parser.add_argument("--ways", type=int, nargs="+", choices=numbers, default=[*numbers], help=text)
     chosen = parser.parse_args()
     if not shutil.which("ssh"):
         sys.exit("Ansible needs OpenSSH's client: apt install openssh-client")
@@ -379,7 +383,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="gr-") as name:
         try:
-            return bench(Path(name), chosen.machines, chosen.pairs)
+            return bench(Path(name), chosen.machines, chosen.pairs, [WAYS[number - 1] for number in chosen.ways])
         except GpureadyError as error:
             sys.exit(str(error))
         finally:

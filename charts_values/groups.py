@@ -116,29 +116,35 @@ def parse_group(where: str, name: str, value: Any, rail_cidrs: Sequence[str]) ->
         raise InputError(f"{here} is no table")
     fields.known(here, value, {one.name for one in dataclasses.fields(Group)} - {"name"})
     fields.choices(here, value, _CHOICES)
+    fields.texts(here, value, ("gpu_product",))
+    fields.whole(here, value, ("count", "nics"))
+    fields.numbers(here, value, ("nic_gbits_s",))
+    fields.flags(here, value, ("host_network",))
     nodes = fields.strings(here, "nodes", value.get("nodes", ()))
+    selector = fields.labels(here, value, "selector")
     count = value.get("count", len(nodes))
-    if not isinstance(count, int) or count < 1:
+    if count < 1:
         raise InputError(f"{here}: it has no nodes; give `nodes` (names) or `count` with `selector` (labels)")
     if nodes and count != len(nodes):
         raise InputError(f"{here}: `count` says {count} and `nodes` names {len(nodes)}")
-    if not nodes and not value.get("selector"):
+    if not nodes and not selector:
         raise InputError(f"{here}: say which nodes belong to it, by `nodes` (names) or `selector` (labels)")
     for key in ("gpu_product", "resources"):
         if not value.get(key):
             raise InputError(f"{here}: `{key}` is missing")
-    resources = fields.table(here, value, "resources")
-    if not all(isinstance(number, int) and number > 0 for number in resources.values()):
+    resources = fields.named(here, value, "resources")
+    if not all(isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in resources.values()):
         raise InputError(f"{here}: `resources` maps names to whole numbers above 0, such as nvidia.com/gpu: 8")
-    plain = ("selector", "nics", "nic_gbits_s", "rdma", "capacity", "host_network")
+    plain = ("nics", "nic_gbits_s", "rdma", "capacity", "host_network")
     group = Group(
         name=name,
         count=count,
-        gpu_product=str(value["gpu_product"]),
+        gpu_product=value["gpu_product"],
         resources=dict(resources),
         nodes=nodes,
+        selector=dict(selector),
         taints=_taints(here, value.get("taints", ())),
-        networks=_networks(here, fields.table(here, value, "networks"), rail_cidrs),
+        networks=_networks(here, fields.named(here, value, "networks"), rail_cidrs),
         node=fields.table(here, value, "node"),
         **{key: value[key] for key in plain if key in value},
     )
@@ -163,10 +169,12 @@ def _networks(where: str, table: Mapping[str, Any], rail_cidrs: Sequence[str]) -
         if not isinstance(value, Mapping):
             raise InputError(f"{here} is no table; write {{'interface': 'ens1f0np0'}}")
         fields.known(here, value, {one.name for one in dataclasses.fields(RailNetwork)} - {"name"})
+        fields.texts(here, value, ("interface", "cidr", "gateway", "resource"))
+        fields.whole(here, value, ("mtu",))
         given = dict(value)
         if given.get("interface") and len(rail_cidrs) == len(table):
             given.setdefault("cidr", rail_cidrs[index])
-        one = RailNetwork(name=str(name), **given)
+        one = RailNetwork(name=name, **given)
         _check_network(here, one)
         found.append(one)
     return tuple(found)
@@ -184,8 +192,6 @@ def _check_network(here: str, one: RailNetwork) -> None:
     if not one.cidr:
         raise InputError(f"{here}: `cidr` is missing: give it, or one network per rail in `rail_cidrs`")
     fields.cidr(here, "cidr", one.cidr)
-    if not isinstance(one.mtu, int) or one.mtu < 0:
-        raise InputError(f"{here}: `mtu` is {one.mtu!r}; it is a whole number of bytes, or 0 for the device's own")
     if one.gateway:
         try:
             inside = ip_address(one.gateway) in ip_network(one.cidr)
@@ -197,8 +203,6 @@ def _check_network(here: str, one: RailNetwork) -> None:
 
 def _check_rails(here: str, group: Group) -> None:
     """What a group says of its rails goes together."""
-    if not isinstance(group.host_network, bool):
-        raise InputError(f"{here}: `host_network` is True or False")
     if (group.networks or group.host_network) and group.rdma != "roce":
         raise InputError(f"{here}: `networks` and `host_network` are for RoCE; `rdma` is {group.rdma!r}")
     if group.networks and group.host_network:
@@ -226,7 +230,11 @@ def _taints(here: str, value: Any) -> tuple[Mapping[str, str], ...]:
         raise InputError(f"{here}: `taints` must be a list of tables with `key` and `effect`")
     for taint in value:
         if not isinstance(taint, Mapping) or not taint.get("key"):
-            raise InputError(f"{here}: a taint is a table with `key`, `effect` and, where it has one, `value`")
+            raise InputError(
+                f"{here}: `taints`: a taint is a table with `key`, `effect` and, where it has one, `value`"
+            )
+        fields.known(f"{here}, `taints`", taint, {"key", "value", "effect"})
+        fields.texts(f"{here}, `taints`", taint, ("key", "value"))
         if taint.get("effect") not in _EFFECTS:
             effect = taint.get("effect")
             raise InputError(f"{here}: taint {taint['key']!r} has `effect` {effect!r}; it may be {', '.join(_EFFECTS)}")

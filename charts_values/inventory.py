@@ -34,6 +34,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "ofed_owner": ("operator", "host", "inbox"),
     "dra": ("off", "compute-domains", "gpus"),
 }
+# Text, and text that may be None instead.
+_TEXTS = ("pod_cidr", "service_cidr", "api_server", "driver_version")
+_TEXTS_OR_NONE = ("kubeconfig", "context", "cluster_uid", "charts", "state_dir")
+_LISTS = ("node_cidrs", "rail_cidrs", "management_nics", "adopt", "maintenance")
+_SSH_TEXTS = ("ssh_hostname", "ssh_user", "ssh_key", "ssh_known_hosts_file", "ssh_config_file")
 
 
 @dataclass(frozen=True)
@@ -101,20 +106,15 @@ def parse(name: str, entry: Mapping[str, Any], folder: Path | None = None) -> Cl
     Raises InputError with one line that names the key and what it may be.
     """
     where = f"inventory, cluster {name!r}"
-    known = {f.name for f in dataclasses.fields(Cluster)} - {"name", "entry", "folder"}
-    unknown = sorted(set(entry) - known)
-    if unknown:
-        raise InputError(f"{where}: unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}")
-    fields.choices(where, entry, _CHOICES)
-    for key in ("pod_cidr", "service_cidr"):
-        fields.cidr(where, key, str(entry.get(key, "")))
-    lists: dict[str, tuple[str, ...]] = {}
-    for key in ("node_cidrs", "rail_cidrs", "management_nics", "adopt", "maintenance"):
-        lists[key] = fields.strings(where, key, entry.get(key, ()))
+    if not isinstance(entry, Mapping):
+        raise InputError(f"{where} is no table but {entry!r}")
+    fields.known(where, entry, {f.name for f in dataclasses.fields(Cluster)} - {"name", "entry", "folder"})
+    _check_values(where, entry)
+    lists = {key: fields.strings(where, key, entry.get(key, ())) for key in _LISTS}
     for key in ("node_cidrs", "rail_cidrs"):
         for cidr in lists[key]:
             fields.cidr(where, key, cidr)
-    table = fields.table(where, entry, "groups")
+    table = fields.named(where, entry, "groups")
     groups = tuple(parse_group(where, key, value, lists["rail_cidrs"]) for key, value in table.items())
     node = fields.table(where, entry, "node")
     node_settings.parse(where, node)
@@ -130,6 +130,29 @@ def parse(name: str, entry: Mapping[str, Any], folder: Path | None = None) -> Cl
     plain = {key: value for key, value in entry.items() if key not in lists and key != "groups"}
     given: dict[str, Any] = {**plain, **lists}
     return Cluster(name=name, entry=dict(entry), groups=groups, folder=folder, **given)
+
+
+def _check_values(where: str, entry: Mapping[str, Any]) -> None:
+    """The types of what stands in an entry beside its groups; raises InputError."""
+    fields.choices(where, entry, _CHOICES)
+    fields.texts(where, entry, _TEXTS)
+    fields.texts(where, entry, _TEXTS_OR_NONE, none=True)
+    fields.flags(where, entry, ("rehearsal",))
+    for key in ("pod_cidr", "service_cidr"):
+        fields.cidr(where, key, entry.get(key, ""))
+    if entry.get("api_server"):
+        fields.endpoint(where, "api_server", entry["api_server"])
+    fields.known(f"{where}, `images`", fields.labels(where, entry, "images"), {"nvidia-smi", "nccl"})
+    floors = fields.named(where, entry, "thresholds")
+    fields.known(f"{where}, `thresholds`", floors, {"pair", "all", "net"})
+    fields.numbers(f"{where}, `thresholds`", floors, floors)
+    for node, data in fields.named(where, entry, "ssh_nodes").items():
+        here = f"{where}, `ssh_nodes`, {node!r}"
+        if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
+            raise InputError(f"{here} is no table; write {{'ssh_hostname': '192.0.2.7'}}")
+        fields.texts(here, data, _SSH_TEXTS)
+        fields.whole(here, data, ("ssh_port",))
+        fields.flags(here, data, ("_sudo",))
 
 
 def choose(table: Mapping[str, Mapping[str, Any]], file: str) -> Cluster | None:
@@ -151,10 +174,12 @@ def select(table: Mapping[str, Mapping[str, Any]], name: str, folder: Path | Non
 
     Raises InputError.
     """
+    if not isinstance(table, Mapping):
+        raise InputError(f"inventory: _CLUSTERS is a {type(table).__name__}; it is a table of names and entries")
     if name not in table:
-        raise InputError(f"inventory has no cluster {name!r}; it has {', '.join(sorted(table)) or 'none'}")
+        raise InputError(f"inventory has no cluster {name!r}; it has {', '.join(sorted(map(str, table))) or 'none'}")
     entry = table[name]
-    if entry.get("rehearsal"):
+    if isinstance(entry, Mapping) and entry.get("rehearsal") is True:
         entry = {**_rehearsal_entry(folder), **entry}
     return parse(name, entry, folder)
 
@@ -198,10 +223,10 @@ def _rehearsal_entry(folder: Path | None) -> dict[str, Any]:
     file = state_folder(folder) / STATE_FILE
     try:
         state = json.loads(file.read_text())
-        entry: dict[str, Any] = state["entry"]
+        entry = dict(state["entry"])
     except FileNotFoundError:
         raise InputError("no rehearsal cluster is up; start one with: gpuready rehearse up") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged ({error}); mend it with: gpuready rehearse up") from error
     return entry
 

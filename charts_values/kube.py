@@ -67,7 +67,7 @@ class Api:
         """Read the credentials; does not call the server yet.
 
         Raises InputError where the file, the context or the exec plugin is missing, ToolError where a plugin
-        gives no credentials. A plugin may take as long as it likes: whoever has a deadline must not wait for this.
+        gives no credentials. A plugin may take ``PLUGIN_LIMIT_S``: whoever has less time must not wait for this.
         """
         return cls(kubeconfig_file.client(kubeconfig, context, connections=connections), timeout)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ import yaml
 from .causes import one_line, without_secrets
 from .errors import InputError, ToolError
 
+# Seconds that an exec plugin may take: a person may be logging in.
+PLUGIN_LIMIT_S = 120.0
+_GRACE_S = 2.0
 _DEFAULT = "~/.kube/config"
 _FETCH = "fetch it again from where you got it"
 
@@ -30,11 +34,15 @@ def client(kubeconfig: str | Path | None, context: str | None, *, connections: i
     """The official client with the credentials of a kubeconfig; it has called nothing yet but an exec plugin.
 
     Raises InputError where the file, the context or what they name cannot be used, ToolError where an exec
-    plugin gives no credentials. A plugin may take as long as it likes.
+    plugin gives no credentials; one that takes more than ``PLUGIN_LIMIT_S`` is ended.
     """
     from kubernetes import client as official
     from kubernetes import config
+    from kubernetes.config import exec_provider
     from kubernetes.config.config_exception import ConfigException
+
+    # It waits for a plugin without end, now and whenever it renews a token, and takes no limit.
+    exec_provider.subprocess = _Bounded  # type: ignore[attr-defined, assignment]
 
     files, where = _files(kubeconfig)
     if not files:
@@ -49,9 +57,37 @@ def client(kubeconfig: str | Path | None, context: str | None, *, connections: i
     if told and not (settings.api_key or settings.cert_file):
         if absent := re.search(r"No such file or directory: '(.+)'", told[-1]):
             raise InputError(f"{where} needs the program {absent[1]!r} (exec plugin), which is not installed")
-        raise ToolError(f"{where}: its exec plugin gave no credentials: {one_line(told[-1])}")
+        late = told[-1].startswith("within ")
+        raise ToolError(f"{where}: its exec plugin gave no credentials{' ' if late else ': '}{one_line(told[-1])}")
     _require_usable(settings, where, context or _current(files))
     return _opened(official, settings, where)
+
+
+class _Plugin(subprocess.Popen[str]):
+    """An exec plugin, which is ended at the limit."""
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+        """What it prints; raises TimeoutError at the limit."""
+        limit = PLUGIN_LIMIT_S if timeout is None else timeout
+        try:
+            return super().communicate(input, limit)
+        except subprocess.TimeoutExpired:
+            self.terminate()
+            try:
+                self.wait(_GRACE_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                self.wait()
+            for pipe in (self.stdout, self.stderr):
+                if pipe:
+                    pipe.close()
+            raise TimeoutError(f"within {limit:g} s") from None
+
+
+class _Bounded:
+    """What the official client takes from the module subprocess."""
+
+    Popen, PIPE = _Plugin, subprocess.PIPE
 
 
 def _files(kubeconfig: str | Path | None) -> tuple[list[Path], str]:

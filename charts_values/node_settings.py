@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from . import fields
 from .errors import InputError
+from .groups import Group
 
 TOPOLOGY_POLICIES = ("none", "best-effort", "restricted", "single-numa-node")
 TOPOLOGY_OPTIONS = ("prefer-closest-numa-nodes", "max-allowable-numa-nodes")
@@ -28,11 +29,21 @@ CPU_OPTIONS = (
 )
 LIMITS = ("memlock", "nofile", "tasks")
 HUGEPAGES = {"2Mi": 2048, "1Gi": 1048576}
+RDMA_MODULES = ("ib_core", "ib_uverbs", "mlx5_ib", "rdma_cm", "rdma_ucm")
+# At least these: a higher value of the node stays.
+SYSCTL_LEAST = {"fs.inotify.max_user_instances": 8192, "fs.inotify.max_user_watches": 524288}
+# Rails of one subnet: each answers for its own address alone, and replies may take another rail.
+_RAILS = {
+    "net.ipv4.conf.all.arp_ignore": "1",
+    "net.ipv4.conf.all.arp_announce": "2",
+    "net.ipv4.conf.all.rp_filter": "2",
+}
 _UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T|)")
 _CPU = re.compile(r"\d+m|\d+(\.\d{1,3})?")
 _CPU_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 _MODULE = re.compile(r"[A-Za-z0-9_-]+")
+_MODULE_OPTIONS = re.compile(r"[a-zA-Z0-9_]+(=[^\s\\]+)?( [a-zA-Z0-9_]+(=[^\s\\]+)?)*")
 _SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_*:-]+)+")
 # What may stand on the kernel's command line between white space and quotes.
 _ARGUMENT = re.compile(r"[A-Za-z0-9_.,:=+/@-]+")
@@ -91,6 +102,7 @@ class NodeSettings:
 
     ``hugepages`` maps 2Mi and 1Gi to a number of pages, ``limits`` memlock, nofile and tasks to a number or `infinity`,
     ``registry_mirrors`` a registry to the URLs that are asked before it. ``acs`` is `off` or `keep`, ``swap`` too.
+    ``module_options`` maps modules to the options that they are loaded with.
     ``drain_timeout`` is how many seconds the pods of a node may take to leave it.
     """
 
@@ -99,6 +111,7 @@ class NodeSettings:
     memory_manager: MemoryManager = field(default_factory=MemoryManager)
     reserved: Reserved = field(default_factory=Reserved)
     modules: tuple[str, ...] = ()
+    module_options: Mapping[str, str] = field(default_factory=dict)
     sysctl: Mapping[str, str] = field(default_factory=dict)
     hugepages: Mapping[str, int] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
@@ -141,6 +154,7 @@ def parse(where: str, value: Any, base: Mapping[str, Any] | None = None) -> Node
         memory_manager=_memory(here, fields.table(here, table, "memory_manager")),
         reserved=_reserved(here, fields.table(here, table, "reserved")),
         modules=_words(here, "modules", table.get("modules", ()), _MODULE),
+        module_options=_module_options(here, fields.table(here, table, "module_options")),
         sysctl=_sysctl(here, fields.table(here, table, "sysctl")),
         hugepages=_hugepages(here, fields.table(here, table, "hugepages")),
         limits=_limits(here, fields.table(here, table, "limits")),
@@ -182,6 +196,43 @@ def numbers(cpus: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+# -- what the settings come to, defaults included -----------------------------------------------------------------
+
+
+def modules(settings: NodeSettings, group: Group | None, ofed_owner: str) -> tuple[str, ...]:
+    """The modules that a machine loads at boot. Those of RDMA come with the operator where it owns OFED."""
+    found = ["overlay"]
+    if group is not None and group.rdma != "none" and ofed_owner != "operator":
+        found += [*RDMA_MODULES, *(("ib_umad",) if group.rdma == "ib" else ())]
+    return tuple(dict.fromkeys([*found, *settings.modules]))
+
+
+def sysctl(settings: NodeSettings, group: Group | None) -> dict[str, str]:
+    """The values that the kernel shall have; what inventory says wins. ``sysctl_least`` names the others."""
+    found = {"net.ipv4.ip_forward": "1", "kernel.numa_balancing": "0"}
+    if group is not None and group.rdma == "roce":
+        found |= _RAILS
+    return {**found, **settings.sysctl}
+
+
+def sysctl_least(settings: NodeSettings) -> dict[str, int]:
+    """The least values of what may be higher; one that inventory names is none of them."""
+    return {key: least for key, least in SYSCTL_LEAST.items() if key not in settings.sysctl}
+
+
+def limits(settings: NodeSettings) -> dict[str, str]:
+    """The limits of the daemons; containers have those of the daemon that starts them."""
+    return {"memlock": "infinity", **settings.limits}
+
+
+def limited_units(platform: str) -> tuple[str, ...]:
+    """The units that have them, by platform; of several kubelets a machine has one.
+
+    The kubelet of vCluster is its own: it gets its settings from vcluster.yaml, and nothing is written beside it.
+    """
+    return {"k3s": ("k3s", "k3s-agent"), "vcluster": ("containerd",)}.get(platform, ("containerd", "kubelet"))
+
+
 # -- the parts ----------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +244,7 @@ def _topology(here: str, table: Mapping[str, Any]) -> TopologyManager:
     default = {} if policy in ("none", "single-numa-node") else TopologyManager().options
     options = _options(here, fields.table(here, table, "options"), TOPOLOGY_OPTIONS) if "options" in table else default
     most = options.get("max-allowable-numa-nodes")
-    if most is not None and (not most.isdigit() or int(most) < 8):
+    if most is not None and (not most.isdecimal() or int(most) < 8):
         raise InputError(f"{here}: max-allowable-numa-nodes is {most!r}; the kubelet takes whole numbers from 8 up")
     return TopologyManager(policy, table.get("scope", TopologyManager.scope), options)
 
@@ -214,7 +265,7 @@ def _memory(here: str, table: Mapping[str, Any]) -> MemoryManager:
     fields.choices(here, table, {"policy": ("None", "Static")})
     reserved: dict[int, int] = {}
     for node, size in fields.table(here, table, "reserved").items():
-        if not str(node).isdigit():
+        if not str(node).isdecimal():
             raise InputError(
                 f"{here}: `reserved` maps NUMA nodes to memory, such as {{0: '3Gi', 1: '2Gi'}}, not {node!r}"
             )
@@ -228,7 +279,7 @@ def _reserved(here: str, table: Mapping[str, Any]) -> Reserved:
     here += ", reserved"
     fields.known(here, table, {"cpus", "kube_cpu", "system_cpu", "kube_memory", "system_memory", "eviction_memory"})
     cpus = str(table.get("cpus", ""))
-    if cpus and not _CPU_LIST.fullmatch(cpus):
+    if cpus and (not _CPU_LIST.fullmatch(cpus) or any(not numbers(part) for part in cpus.split(","))):
         raise InputError(f"{here}: `cpus` is {cpus!r}; it is a list of CPUs such as 0-1,64-65")
     if cpus and ("kube_cpu" in table or "system_cpu" in table):
         raise InputError(f"{here}: `cpus` takes the place of `kube_cpu` and `system_cpu`; give one or the other")
@@ -247,11 +298,22 @@ def _milli(value: str) -> int:
     return int(value[:-1]) if value.endswith("m") else round(float(value) * 1000)
 
 
+def _module_options(here: str, table: Mapping[str, Any]) -> dict[str, str]:
+    for name, text in table.items():
+        if not _MODULE.fullmatch(str(name)) or not isinstance(text, str) or not _MODULE_OPTIONS.fullmatch(text):
+            raise InputError(
+                f"{here}: `module_options` maps modules to options such as {{'ib_core': 'netns_mode=0'}}; "
+                f"{name!r}: {text!r} does not fit"
+            )
+    return dict(table)
+
+
 def _sysctl(here: str, table: Mapping[str, Any]) -> dict[str, str]:
     for key, value in table.items():
         if not _SYSCTL.fullmatch(str(key)):
             raise InputError(f"{here}: `sysctl` has {key!r}, which is no name such as net.ipv4.ip_forward")
-        if isinstance(value, bool) or "\n" in str(value) or not str(value).strip():
+        plain = isinstance(value, int | str) and not isinstance(value, bool)
+        if not plain or not str(value).strip() or len(str(value).splitlines()) != 1:
             raise InputError(f"{here}: `sysctl` {key} is {value!r}; give a number or a line of text")
     return {str(key).replace("/", "."): str(value) for key, value in table.items()}
 
@@ -282,13 +344,19 @@ def _mirrors(here: str, table: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
             raise InputError(f"{here}: `registry_mirrors` has {registry!r}, which is no registry such as nvcr.io")
         result[str(registry)] = fields.strings(here, f"registry_mirrors.{registry}", urls)
         for url in result[str(registry)]:
-            if (
-                urlsplit(url).scheme not in ("http", "https")
-                or not urlsplit(url).hostname
-                or re.search(r"[\s\"']", url)
-            ):
+            if not _url(url):
                 raise InputError(f"{here}: `registry_mirrors` of {registry} has {url!r}; write https://host:port")
     return result
+
+
+def _url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
+    # It stands between quotes in the files of containerd.
+    return good and not re.search(r"[\s\"'\\]", text)
 
 
 def _options(here: str, table: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from . import bill
 from .errors import InputError
 from .groups import ADDRESSES_PER_NODE, RailNetwork
 from .inventory import Cluster
-from .values import merge, own, tolerations
+from .values import merge, tolerations, with_own
 
 Object = dict[str, Any]
 
@@ -19,6 +19,7 @@ NIC_CLUSTER_POLICY = "nic-cluster-policy"
 # NFD's label of nodes with NVIDIA NICs, by the Network Operator's own rule.
 NIC_LABEL = "feature.node.kubernetes.io/pci-15b3.present"
 _MELLANOX = "15b3"
+_INFINIBAND = "infiniband"
 
 
 def custom_resources(cluster: Cluster) -> list[Object]:
@@ -83,11 +84,8 @@ def nic_cluster_policy(cluster: Cluster) -> Object:
         del spec["secondaryNetwork"], spec["nvIpam"]
     # The operator hands this text to the device plugin as it is.
     config = json.dumps({"configList": _shared_devices(cluster)}, indent=2)
-    spec = merge(
-        spec,
-        {"rdmaSharedDevicePlugin": {"config": config}, "tolerations": tolerations(cluster)},
-        own(NIC_CLUSTER_POLICY, cluster),
-    )
+    made = {"rdmaSharedDevicePlugin": {"config": config}, "tolerations": tolerations(cluster)}
+    spec = with_own(NIC_CLUSTER_POLICY, cluster, merge(spec, made))
     return {
         "apiVersion": "mellanox.com/v1alpha1",
         "kind": "NicClusterPolicy",
@@ -99,9 +97,11 @@ def nic_cluster_policy(cluster: Cluster) -> Object:
 def _shared_devices(cluster: Cluster) -> list[Object]:
     """One entry per rdma/* resource; a share of it gives a pod all NICs that the selectors match.
 
-    The selectors are the rails' devices where `networks` names them, else every NIC of the vendor.
+    The selectors are the rails' devices where `networks` names them, else every NIC of the vendor; where all of a
+    resource is InfiniBand, without an Ethernet NIC of the same vendor, such as the management NIC.
     """
     counts: dict[str, int] = {}
+    kinds: dict[str, set[str]] = {}
     interfaces: dict[str, set[str]] = {}
     everywhere: set[str] = set()
     for group in cluster.groups:
@@ -120,6 +120,7 @@ def _shared_devices(cluster: Cluster) -> list[Object]:
                     f"({counts[name]} and {count}); one NicClusterPolicy gives all nodes the same"
                 )
             interfaces.setdefault(name, set()).update(mine)
+            kinds.setdefault(name, set()).add(group.rdma)
             if not mine:
                 everywhere.add(name)
     if clash := _clash(counts, interfaces, everywhere):
@@ -132,10 +133,19 @@ def _shared_devices(cluster: Cluster) -> list[Object]:
             "resourceName": name,
             "rdmaHcaMax": count,
             "selectors": {"vendors": [_MELLANOX]}
-            | ({} if name in everywhere else {"ifNames": sorted(interfaces[name])}),
+            | ({} if name in everywhere else {"ifNames": sorted(interfaces[name])})
+            | ({"linkTypes": [_INFINIBAND]} if kinds[name] == {"ib"} and _has_ipoib(cluster) else {}),
         }
         for name, count in counts.items()
     ]
+
+
+def _has_ipoib(cluster: Cluster) -> bool:
+    """Whether InfiniBand ports have a network device, of which the plugin reads the link type.
+
+    OFED loads IPoIB by default; the kernel's own modules come without, and a selector by link type finds no NIC then.
+    """
+    return cluster.ofed_owner != "inbox"
 
 
 def _clash(

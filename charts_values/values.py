@@ -34,13 +34,15 @@ class Observed:
     """What values depend on and only the cluster knows.
 
     ``kube_proxy``: one serves Services. ``api_host`` and ``api_port``: where Cilium's agents reach the API
-    server without it. ``operator_nodes``: nodes that take a pod without a toleration for GPU taints.
+    server without it. ``operator_nodes``: nodes that take a pod without a toleration for GPU taints. ``devices``: the
+    network devices of Cilium's datapath, a space between; empty where it finds them itself.
     """
 
     kube_proxy: bool
     api_host: str
     api_port: int
     operator_nodes: int
+    devices: str = ""
 
 
 def merge(*layers: Mapping[str, Any]) -> Values:
@@ -57,7 +59,9 @@ def values(release: Release, cluster: Cluster, observed: Observed | None = None)
     Without ``observed``, the keys that depend on it are left out. Raises InputError where the cluster's own
     file is not a YAML map.
     """
-    return merge(bill.packaged_values(release.key), _implied(release, cluster, observed), own(release.key, cluster))
+    return with_own(
+        release.key, cluster, merge(bill.packaged_values(release.key), _implied(release, cluster, observed))
+    )
 
 
 def taken_over(release: Release, cluster: Cluster, observed: Observed | None, theirs: Mapping[str, Any]) -> Values:
@@ -71,7 +75,7 @@ def taken_over(release: Release, cluster: Cluster, observed: Observed | None, th
     for path in _FIRM.get(release.key, ()):
         firm = merge(firm, _branch(packaged, path.split(".")))
     implied = {} if release.key == "cilium" else _implied(release, cluster, observed)
-    return _over(_beside(theirs, merge(firm, implied)), own(release.key, cluster))
+    return with_own(release.key, cluster, _beside(theirs, merge(firm, implied)))
 
 
 def own(name: str, cluster: Cluster) -> Values:
@@ -80,6 +84,16 @@ def own(name: str, cluster: Cluster) -> Values:
     if file is None or not file.is_file():
         return {}
     return _read(file)
+
+
+def with_own(name: str, cluster: Cluster, below: Mapping[str, Any]) -> Values:
+    """``below`` with the cluster's own file over it; raises InputError where that has something else for a table."""
+    above = own(name, cluster)
+    if clash := _flattened(below, above):
+        raise InputError(
+            f"{cluster.values_folder}/{name}.yaml: `{clash}` must be a table of keys, or null to take it away"
+        )
+    return _over(below, above)
 
 
 def documents(cluster: Cluster, observed: Observed | None = None) -> list[Values]:
@@ -152,6 +166,19 @@ def _implied(release: Release, cluster: Cluster, observed: Observed | None) -> V
     return implied(cluster, observed) if implied else {}
 
 
+def _flattened(below: Mapping[str, Any], above: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
+    """The first path at which ``above`` has something else where ``below`` has a table; empty where there is none."""
+    for key, value in above.items():
+        here = below.get(key)
+        if not isinstance(here, Mapping) or not here or value is None:
+            continue
+        if not isinstance(value, Mapping):
+            return ".".join((*path, str(key)))
+        if found := _flattened(here, value, (*path, str(key))):
+            return found
+    return ""
+
+
 def _branch(tree: Mapping[str, Any], path: list[str]) -> Values:
     """The part of a tree at a path, in its place."""
     key, *rest = path
@@ -190,6 +217,9 @@ def _cilium(cluster: Cluster, observed: Observed | None) -> Values:
         return result
     # Two replicas keep apart by a hard anti-affinity: the second needs a node of its own.
     result["operator"] = {"replicas": 2 if observed.operator_nodes > 1 else 1}
+    if observed.devices:
+        # Otherwise it attaches its programs to every device with a route, rails included.
+        result["devices"] = observed.devices
     if observed.kube_proxy:
         return result | {"kubeProxyReplacement": "false"}
     return result | {
@@ -250,7 +280,7 @@ _IMPLIED = {
 }
 
 _DECIDED_LATER = {
-    "cilium": "operator.replicas, kubeProxyReplacement, k8sServiceHost and k8sServicePort",
+    "cilium": "operator.replicas, kubeProxyReplacement, k8sServiceHost, k8sServicePort and devices",
 }
 
 

@@ -6,6 +6,7 @@ other, two NFDs take each other's labels away. `adopt` hands a Helm release over
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from gpuready.charts_values import bill
@@ -19,19 +20,19 @@ from .objects import FIELD_MANAGER, managers
 from .survey import Survey
 
 _NAME, _NAMESPACE = "meta.helm.sh/release-name", "meta.helm.sh/release-namespace"
-# The beginnings of the names of other CNIs' DaemonSets.
+# The names of other CNIs' DaemonSets: others that only begin so, such as aws-node-termination-handler, are no CNI.
 _CNIS = {
-    "kube-flannel": "flannel",
-    "canal": "Canal",
-    "calico-node": "Calico",
-    "weave-net": "Weave Net",
-    "antrea-agent": "Antrea",
-    "kube-router": "kube-router",
-    "kube-ovn": "Kube-OVN",
-    "ovnkube-node": "OVN-Kubernetes",
-    "aws-node": "the VPC CNI of AWS",
-    "azure-cni": "the Azure CNI",
-    "kindnet": "kindnet",
+    r"kube-flannel(-ds(-[a-z0-9-]+)?)?": "flannel",
+    r"(rke2-)?canal": "Canal",
+    r"calico-node(-windows)?": "Calico",
+    r"weave-net": "Weave Net",
+    r"antrea-agent(-windows)?": "Antrea",
+    r"kube-router": "kube-router",
+    r"kube-ovn-cni": "Kube-OVN",
+    r"ovnkube-node(-[a-z0-9-]+)?": "OVN-Kubernetes",
+    r"aws-node(-windows)?": "the VPC CNI of AWS",
+    r"azure-cni(-[a-z0-9-]+)?": "the Azure CNI",
+    r"kindnet": "kindnet",
 }
 _FLANNEL_NOTE = "flannel.alpha.coreos.com/"
 _K3S_ARGUMENTS = "k3s.io/node-args"
@@ -81,7 +82,7 @@ def tenants(cluster: Cluster, survey: Survey) -> None:
 def other_network(cluster: Cluster, survey: Survey) -> None:
     """No other CNI gives addresses to pods; adopting does not help here."""
     for item in survey.workloads:
-        title = next((text for name, text in _CNIS.items() if item["metadata"]["name"].startswith(name)), None)
+        title = next((text for name, text in _CNIS.items() if re.fullmatch(name, item["metadata"]["name"])), None)
         if item["kind"] == "DaemonSet" and title and not _idle(item):
             raise RefusedError(
                 f"DaemonSet {_place(item)} is another CNI ({title}); with Cilium beside it pods get addresses of "
@@ -133,9 +134,11 @@ def workloads(cluster: Cluster, survey: Survey, planned: Sequence[Release]) -> N
             continue
         what = f"{item['kind']} {_place(item)} does the work of {_work(item, release)} and belongs to"
         if (other := survey.releases.get((namespace, name))) is not None:
+            key = _key_of(other)
+            how = f"or {_adopt_line(cluster, key, other)}" if key else "since gpuready cannot take this chart over"
             raise RefusedError(
                 f"{what} release {name} in namespace {namespace} ({other.chart}), which gpuready did not install; "
-                f"remove it, or {_adopt_line(cluster, _key_of(other, release), other)}"
+                f"remove it, {how}"
             )
         raise RefusedError(
             f"{what} no Helm release; gpuready cannot take it over, so remove it by the tool that installed it, "
@@ -152,9 +155,15 @@ def policies(cluster: Cluster, survey: Survey, planned: Sequence[Release]) -> No
         if item["kind"] == "ClusterPolicy" and (name, namespace) in keys:
             continue
         by = f"release {name} in namespace {namespace}" if name else "no Helm release"
+        other = survey.releases.get((namespace, name))
+        if other is not None and (key := _key_of(other)):
+            how = f"so {_adopt_line(cluster, key, other)}"
+        else:
+            how = "and gpuready cannot take this one over, so have it removed by the tool that made it"
+        part = "the driver" if item["kind"] == "ClusterPolicy" else "the DRA driver"
         raise RefusedError(
-            f"{item['kind']} {item['metadata']['name']} belongs to {by}; the GPU Operator obeys one policy, so delete "
-            f"it (kubectl delete {item['kind'].lower()} {item['metadata']['name']}), or adopt the release it belongs to"
+            f"{item['kind']} {item['metadata']['name']} belongs to {by}; the GPU Operator obeys one policy, {how}; do "
+            f"not delete it while pods use GPUs: with it {part} goes from every GPU node"
         )
     nic = survey.nic_policy
     if nic is None or not cluster.wants_rdma or bill.adopts(cluster, bill.NIC_CLUSTER_POLICY):
@@ -162,8 +171,9 @@ def policies(cluster: Cluster, survey: Survey, planned: Sequence[Release]) -> No
     if FIELD_MANAGER not in managers(nic):
         raise RefusedError(
             f"NicClusterPolicy {bill.NIC_CLUSTER_POLICY} was not made by gpuready (field managers: "
-            f"{', '.join(sorted(managers(nic))) or 'none'}); delete it, or keep its fields and lay ours over them: "
-            f'`adopt`: ["{bill.NIC_CLUSTER_POLICY}"] in inventory, cluster {cluster.name!r}'
+            f"{', '.join(sorted(managers(nic))) or 'none'}); keep its fields and lay ours over them: "
+            f'`adopt`: ["{bill.NIC_CLUSTER_POLICY}"] in inventory, cluster {cluster.name!r}; do not delete it while '
+            "pods use RDMA: with it the OFED driver and the RDMA devices go from every node"
         )
 
 
@@ -230,10 +240,10 @@ def _chart(installed: Installed) -> str:
     return name
 
 
-def _key_of(other: Installed, release: Release) -> str:
-    """Under which name `adopt` takes a release; NFD may be part of an operator's."""
+def _key_of(other: Installed) -> str:
+    """Under which name `adopt` takes a release; empty for a chart of others, whose values are not ours to lay over."""
     chart = _chart(other)
-    return next((one.key for one in bill.load() if one.chart == chart), release.key)
+    return next((one.key for one in bill.load() if one.chart == chart), "")
 
 
 def _planned(name: str, namespace: str, planned: Iterable[Release]) -> bool:

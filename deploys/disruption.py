@@ -133,6 +133,15 @@ def postponed(cluster: Cluster, plan: Plan, upgrade: Iterable[str]) -> str:
     return _line(cluster, f"{plan.release.title}: {'; '.join(upgrade)}", why)
 
 
+def devices_kept(cluster: Cluster, there: str, wanted: str) -> str:
+    """That a running Cilium keeps its devices, whatever `management_nics` says now."""
+    return (
+        f"Cilium: devices {there or '(found by itself)'} -> {wanted or '(found by itself)'}: withheld, since nodes "
+        f"without such a device lose their network; to make it all the same, put `devices` into "
+        f"charts_values/{cluster.name}/cilium.yaml"
+    )
+
+
 def keep_driver(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> Values:
     """``wanted``, with what the driver's pods are made of as it was before."""
     return _keep(before, wanted, _DRIVER, _HARMLESS)

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,8 @@ _OLDEST = semver.Version(3, 8, 0)
 _SERVER_SIDE = semver.Version(4, 0, 0)
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+# The head of a line of klog, by which client-go inside helm speaks: a letter, then month and day.
+_KLOG = re.compile(r"[IWEF]\d{4} ")
 _WHERE_FROM = "https://helm.sh/docs/intro/install/"
 
 
@@ -313,5 +316,5 @@ def _engine_folder(state: Path) -> Path | None:
 def _one_line(text: bytes) -> str:
     """What helm complains of, without its warnings, on one line."""
     lines = [line.strip() for line in text.decode(errors="replace").splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("WARNING", "level=WARN", "I1", "W1"))]
+    kept = [line for line in lines if line and not (line.startswith(("WARNING", "level=WARN")) or _KLOG.match(line))]
     return " ".join(" ".join(kept or lines).split()).removeprefix("Error: ")[:600]

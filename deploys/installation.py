@@ -18,7 +18,7 @@ from gpuready.charts_values.resources import NIC_CLUSTER_POLICY, custom_resource
 from pyinfra import logger
 from pyinfra.context import host
 
-from . import brownfield, charts, disruption, observed, operations, preflight, survey
+from . import brownfield, charts, disruption, observed, ofed, operations, preflight, survey
 from .charts import Chart
 from .helm import Helm
 from .observed import Goal
@@ -57,6 +57,9 @@ def install(cluster: object) -> None:
     for note in preflight.check(cluster, seen, planned, wanted):
         _note(note)
     resources, withheld = _custom_resources(cluster, seen)
+    if ofed.is_new(resources, seen.nic_policy):
+        for note in ofed.check(cluster, seen.nodes, ofed.ways(cluster)):
+            _note(note)
     source.prepare([one.plan.release for one in work.values() if one.upgrade])
     for line in (*(line for one in work.values() for line in one.plan.withheld), *withheld):
         _note(line)

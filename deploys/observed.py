@@ -17,6 +17,7 @@ from gpuready.charts_values.bill import Release
 from gpuready.charts_values.errors import DeadlineError, UnreachableError
 from gpuready.charts_values.inventory import Cluster, Group
 from gpuready.charts_values.kube import Api, Object
+from gpuready.charts_values.quantities import count
 from gpuready.charts_values.resources import NIC_CLUSTER_POLICY, operator_namespace
 
 from . import disruption
@@ -359,8 +360,7 @@ def _is_gpu(device: Object) -> bool:
 
 
 def _offered(node: Object, resource: str) -> int:
-    text = str(node.get("status", {}).get("allocatable", {}).get(resource, "0"))
-    return int(text) if text.isdigit() else 0
+    return count(node.get("status", {}).get("allocatable", {}).get(resource, "0"))
 
 
 def _list_if_served(api: Api, path: str) -> list[Object]:

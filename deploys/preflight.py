@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from gpuready.charts_values import bill
+from gpuready.charts_values import bill, fields
 from gpuready.charts_values.bill import Release
 from gpuready.charts_values.errors import InputError, RefusedError
 from gpuready.charts_values.inventory import Cluster
@@ -91,10 +91,18 @@ def live_addresses(cluster: Cluster, survey: Survey) -> None:
 
 
 def room_for_nodes(survey: Survey, cilium: Values) -> None:
-    """The pod CIDR holds one block per node: Cilium gives every node a block of its own."""
+    """The pod CIDR holds one block per node: Cilium gives every node a block of its own.
+
+    Raises InputError where its values are none.
+    """
     operator = _pool(cilium)
-    size = operator.get("clusterPoolIPv4MaskSize", 24)
-    pools = [ip_network(cidr) for cidr in operator.get("clusterPoolIPv4PodCIDRList", ())]
+    where, cidrs, mask = "values of cilium", "clusterPoolIPv4PodCIDRList", operator.get("clusterPoolIPv4MaskSize", 24)
+    listed = fields.strings(where, cidrs, operator.get(cidrs, ()))
+    for cidr in listed:
+        fields.cidr(where, cidrs, cidr)
+    if not str(mask).isdigit():
+        raise InputError(f"{where}: `clusterPoolIPv4MaskSize` is {mask!r}; it is a whole number")
+    size, pools = int(mask), [ip_network(cidr) for cidr in listed]
     room = sum(2 ** max(0, size - pool.prefixlen) for pool in pools if pool.prefixlen <= size)
     if pools and room < len(survey.nodes):
         raise RefusedError(

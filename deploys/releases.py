@@ -11,7 +11,7 @@ from gpuready.charts_values.bill import Release
 from gpuready.charts_values.errors import RefusedError
 from gpuready.charts_values.inventory import Cluster
 from gpuready.charts_values.kube import Api, Object
-from gpuready.charts_values.values import Observed, taken_over, values
+from gpuready.charts_values.values import Observed, own, taken_over, values
 
 from . import disruption, drift, survey
 from .changes import differences
@@ -107,14 +107,16 @@ class Releases:
         found = self._found[release.key] = self._find(release)
         if found.installed is not None and found.installed.status == "uninstalling":
             raise _uninstalling(release)
+        facts, kept = self._settle_devices(release, found)
         wanted = (
-            taken_over(release, self._cluster, self._facts, found.values)
+            taken_over(release, self._cluster, facts, found.values)
             if release.adopted
-            else values(release, self._cluster, self._facts)
+            else values(release, self._cluster, facts)
         )
         plan = disruption.plan(
             self._cluster, self._seen.nodes, release, found.good, found.values, wanted, self._restarts
         )
+        plan = dataclasses.replace(plan, withheld=(*plan.withheld, *kept))
         upgrade = tuple(_upgrade(plan, found))
         if found.good is None:
             return Work(plan, upgrade)
@@ -135,6 +137,21 @@ class Releases:
         if good is None:
             return Found(installed)
         return Found(installed, good, self._helm.values(good), tuple(self._helm.manifest(good)))
+
+    def _settle_devices(self, release: Release, found: Found) -> tuple[Observed, tuple[str, ...]]:
+        """The facts with the devices that a Cilium of ours was installed with, and a line where inventory has others.
+
+        Other devices on a running network cut nodes off whose device is not among them.
+        """
+        if release.key != "cilium" or release.adopted or found.good is None:
+            return self._facts, ()
+        made = found.values.get("devices")
+        there = " ".join(made) if isinstance(made, list) else str(made or "")
+        own_word = "devices" in own(release.key, self._cluster)
+        same = there == self._facts.devices or own_word
+        return dataclasses.replace(self._facts, devices=there), (
+            () if same else (disruption.devices_kept(self._cluster, there, self._facts.devices),)
+        )
 
     def _restarts(self, release: Release, wanted: Values) -> bool:
         """Whether an upgrade would exchange the driver on a node: its pods are of another make than wanted."""

@@ -148,13 +148,18 @@ def observed(cluster: Cluster, survey: Survey) -> Observed:
     if survey.cilium_config is not None:
         proxied = survey.cilium_config.get("kube-proxy-replacement") not in ("true", "strict")
     host, port = _api_address(cluster, survey.server)
-    if not proxied and not cluster.rehearsal and _loopback(host):
-        raise RefusedError(
-            f"the API server is known as {host}:{port}, which no other node reaches; "
-            f"give `api_server` (host:port) in inventory, cluster {cluster.name!r}"
-        )
+    if not proxied and not cluster.rehearsal:
+        give = f"give `api_server` (host:port) in inventory, cluster {cluster.name!r}"
+        if _loopback(host):
+            raise RefusedError(f"the API server is known as {host}:{port}, which no other node reaches; {give}")
+        if not cluster.api_server and (path := urlsplit(survey.server).path.strip("/")):
+            raise RefusedError(
+                f"the API server is known as {survey.server}; Cilium's agents reach it by host and port alone, without "
+                f"/{path}, so {give}, as nodes reach it past the proxy"
+            )
     room = sum(_takes_operator(node) for node in survey.nodes)
-    return Observed(kube_proxy=proxied, api_host=host, api_port=port, operator_nodes=room)
+    devices = " ".join(cluster.management_nics)
+    return Observed(kube_proxy=proxied, api_host=host, api_port=port, operator_nodes=room, devices=devices)
 
 
 def gpu_nodes(cluster: Cluster, nodes: tuple[Object, ...] | list[Object]) -> list[tuple[Object, Group]]:

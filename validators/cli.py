@@ -14,14 +14,7 @@ from typing import Any
 
 import yaml
 from gpuready.charts_values import inventory
-from gpuready.charts_values.errors import (
-    ApiError,
-    DeadlineError,
-    GpureadyError,
-    InputError,
-    ToolError,
-    UnreachableError,
-)
+from gpuready.charts_values.errors import GpureadyError, InputError
 
 from . import catalogue, comparison, probe, rbac, runs
 from .model import EXIT_INTERRUPTED, Run
@@ -172,14 +165,15 @@ def _accept(args: argparse.Namespace) -> int:
 
 
 def _judge(args: argparse.Namespace, kind: str, run: Callable[[argparse.Namespace, Progress], runs.Judged]) -> int:
-    runs.selection(args)
     output.require_folder(args.output_file)
     try:
+        runs.selection(args)
         with Progress() as progress:
             done = run(args, progress)
-    except (ApiError, UnreachableError, DeadlineError, ToolError) as error:
-        if args.format != "text":
-            output.write(runs.unreachable(args, kind, error), args.format, args.output_file)
+    except GpureadyError as error:
+        # Who reads the file must not go on believing the last one.
+        if args.format != "text" or args.output_file:
+            output.write(runs.unanswered(args, kind, error), args.format, args.output_file)
         raise
     code = _report(done.run, args)
     if done.run.interrupted:

@@ -19,7 +19,10 @@ RELEASES = "releases.helm.sh"
 
 @dataclass(frozen=True)
 class ReadFailure:
-    """Why something could not be read. ``kind`` is absent, forbidden, unreachable, refused or interrupted."""
+    """Why something could not be read.
+
+    ``kind`` is absent, forbidden, unreachable, refused, interrupted, or invalid where the call itself was wrong.
+    """
 
     kind: str
     message: str
@@ -85,16 +88,15 @@ class Evidence:
         """
         if not folder.is_dir():
             raise InputError(f"{folder} is not a bundle; `gpuready check --save DIR` makes one")
-        failures = _read(folder / "collection.json") or {}
         evidence = cls(
-            cluster={path.stem: _read(path) or [] for path in sorted((folder / "cluster").glob("*.json"))},
+            cluster={path.stem: _objects(path) for path in sorted((folder / "cluster").glob("*.json"))},
             nodes=_read_texts(folder / "nodes"),
             logs={
                 workload: {name.removesuffix(".log"): text for name, text in pods.items()}
                 for workload, pods in _read_texts(folder / "logs").items()
             },
-            failures={key: ReadFailure(**value) for key, value in failures.items()},
-            about=_read(folder / "bundle.json") or {},
+            failures=_failures(folder / "collection.json"),
+            about=_table(folder / "bundle.json"),
         )
         evidence.about.pop("schema", None)
         if not (evidence.cluster or evidence.nodes or evidence.logs):
@@ -139,6 +141,44 @@ def _write(path: Path, data: Any) -> None:
 def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+def _objects(path: Path) -> list[Object]:
+    """The objects of a kind: a list of them, or the List object that kubectl and the API server give."""
+    data = _read(path)
+    found, kind = (data.get("items"), str(data.get("kind"))) if isinstance(data, dict) else (data, "")
+    if not isinstance(found, list) or not all(map(_is_object, found)):
+        raise InputError(f"{path} is no list of Kubernetes objects; save it with: kubectl get KIND -A -o json")
+    objects: list[Object] = found
+    if kind.endswith("List") and kind != "List":
+        for one in objects:
+            one.setdefault("kind", kind.removesuffix("List"))
+    return objects
+
+
+def _is_object(item: Any) -> bool:
+    """Whether it has the shape that all objects share."""
+    meta = item.get("metadata") if isinstance(item, dict) else None
+    if not isinstance(meta, dict) or not isinstance(meta.get("name"), str):
+        return False
+    parts = (*map(meta.get, ("labels", "annotations")), *map(item.get, ("spec", "status")))
+    return all(isinstance(part, dict | None) for part in parts)
+
+
+def _failures(path: Path) -> dict[str, ReadFailure]:
+    """What collection.json tells; keys that a later version may add are passed over."""
+    try:
+        return {key: ReadFailure(value["kind"], value["message"]) for key, value in _table(path).items()}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is not what `gpuready check --save` writes: no `kind` and `message`") from error
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object, empty where there is no such file."""
+    data = _read(path)
+    if data is not None and not isinstance(data, dict):
+        raise InputError(f"{path} is not what `gpuready check --save` writes: it holds no JSON object")
+    return data or {}
 
 
 def _read(path: Path) -> Any:

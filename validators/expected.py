@@ -53,7 +53,7 @@ class Expected:
         try:
             cluster = inventory.parse(data["cluster"], data["entry"])
             return cls(cluster, tuple(PlannedRelease(**release) for release in data["releases"]))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where} is not what `gpuready check --save` writes: {error}") from error
 
     @cached_property

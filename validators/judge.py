@@ -38,7 +38,7 @@ def judge(
     for one in order:
         if (only and not matches(one.id, only)) or matches(one.id, skip):
             continue
-        for finding in _findings(one, expected, evidence, saved):
+        for finding in _once(_findings(one, expected, evidence, saved)):
             if node is None or _concerns(finding, node):
                 results.append(
                     Result(
@@ -97,6 +97,9 @@ def _findings(one: Check, expected: Expected, evidence: Evidence, saved: bool) -
         return [Finding(Status.ERROR, subject, "CheckBroke", "the check itself broke", text)]
     if not found:
         nodes = evidence.objects("nodes")
+        if nodes and not expected.cluster.groups:
+            cause = "nothing tells what is expected of the nodes"
+            return [Finding(Status.SKIP, subject, "NothingExpected", cause, required=False)]
         if nodes and not expected.gpu_nodes(nodes):
             absent = tuple(name for name, _ in expected.missing(nodes))
             if all(group.capacity == "spot" for group in expected.cluster.groups):
@@ -110,6 +113,21 @@ def _findings(one: Check, expected: Expected, evidence: Evidence, saved: bool) -
             ]  # fmt: skip
         return [Finding(Status.ERROR, subject, "SaidNothing", "the check found nothing to judge")]
     return found
+
+
+def _once(found: Iterable[Finding]) -> list[Finding]:
+    """One finding per subject, since ids must differ: the worst one, which tells of the others in its detail."""
+    by_subject: dict[Subject, list[Finding]] = {}
+    for finding in found:
+        by_subject.setdefault(finding.subject, []).append(finding)
+    return [_merged(some) for some in by_subject.values()]
+
+
+def _merged(some: list[Finding]) -> Finding:
+    worst = max(some, key=lambda finding: (finding.status.rank, finding.required))
+    others = [one for one in some if one is not worst and one.status.rank >= Status.WARN.rank]
+    told = (worst.detail, *(f"{one.cause}: {one.detail}".removesuffix(": ") for one in others))
+    return dataclasses.replace(worst, detail="; ".join(filter(None, told))) if others else worst
 
 
 def _blocked(one: Check, evidence: Evidence, saved: bool, subject: Subject) -> Finding | None:

@@ -145,9 +145,10 @@ def _flagged(flags: Any) -> dict[str, Any]:
         if name in _FLAGS:
             value = value if equals else (flags[index + 1] if index + 1 < len(flags) else "")
             field = _FLAGS[name]
-            found[field] = (
-                dict(pair.split("=", 1) for pair in value.split(",") if "=" in pair) if (field in _TABLES) else value
-            )
+            if field in _TABLES:
+                # A table's flag may come again, and adds to it; of any other flag the last one counts.
+                value = found.get(field, {}) | dict(pair.split("=", 1) for pair in value.split(",") if "=" in pair)
+            found[field] = value
     return found
 
 

@@ -5,7 +5,8 @@
 """Prints what a node is, as JSON: `gpuready probe`, over SSH, in a pod, or copied there by hand.
 
 One file, standard library only, Python 3.6 and newer, read-only. Each part is read by itself: one that cannot be
-read is null, and ``errors`` says why. Values are as the kernel and the files say them; nothing is judged here.
+read is null, and ``errors`` says why; it also says where a command gave no answer in time, which the part then lacks.
+Values are as the kernel and the files say them; nothing is judged here.
 
 Schema 1 (units in the names; null where the node does not show it):
 
@@ -54,7 +55,8 @@ import time
 
 SCHEMA = 1
 LONGEST = 262144  # characters of one file or output
-CALL_S = 1.5  # seconds for one command
+# Seconds for one command, and for all of them: on a node under load each may need several.
+CALL_S, CALLS_S = 10.0, 40.0
 SYSCTLS = (
     "fs.inotify.max_user_instances",
     "fs.inotify.max_user_watches",
@@ -104,6 +106,8 @@ TRACES = {
 DISPLAY, NETWORK, BRIDGE = "0x03", "0x02", "0x0604"
 NVIDIA, MELLANOX = "0x10de", "0x15b3"
 _root = "/"
+_silent = []  # commands that gave no answer in time
+_spent = 0.0  # seconds that commands took
 
 
 def at(path):
@@ -167,18 +171,25 @@ def call(*command):
 
 def outcome(*command):
     """Exit code, output and errors of a command; code None where there is no such command or it took too long."""
+    global _spent
     if _root != "/" or not shutil.which(command[0]):
         return None, "", ""
     environment = dict(os.environ, LC_ALL="C")
+    began = time.time()
+    # None is left out: one that hangs must not hide what the others say.
+    limit = max(0.5, min(CALL_S, CALLS_S - _spent))
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )
     try:
-        out, errors = process.communicate(timeout=CALL_S)
+        out, errors = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return None, "", "no answer in %g s" % CALL_S
+        _silent.append("%s gave no answer in %.1f s" % (" ".join(command[:3]), limit))
+        return None, "", ""
+    finally:
+        _spent += time.time() - began
     return process.returncode, out.decode(errors="replace")[:LONGEST], errors.decode(errors="replace")[-2000:]
 
 
@@ -469,7 +480,11 @@ def read_driver():
 
 
 def read_modules():
-    return sorted(line.split()[0] for line in (text("/proc/modules") or "").splitlines())
+    said = text("/proc/modules")
+    if said is None:
+        # Containers may hide it. Modules that were loaded have a state; those built into the kernel have none.
+        return [name for name in listed("/sys/module") if text("/sys/module/%s/initstate" % name) is not None]
+    return sorted(line.split()[0] for line in said.splitlines())
 
 
 def read_sysctl():
@@ -648,8 +663,8 @@ PARTS = {
 
 def probe(files=(), root="/"):
     """What the node is, as the docstring of this file describes it. ``files``: paths whose text is wanted, too."""
-    global _root
-    _root = root
+    global _root, _spent
+    _root, _spent = root, 0.0
     _units.clear()
     began, errors = time.time(), {}
     result = {
@@ -659,11 +674,14 @@ def probe(files=(), root="/"):
         "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
     }
     for part, read in PARTS.items():
+        del _silent[:]
         try:
             result[part] = read()
         except Exception as error:  # one part must not cost the others
             result[part] = None
             errors[part] = "%s: %s" % (type(error).__name__, error)
+        if _silent:
+            errors[part] = "; ".join(([errors[part]] if part in errors else []) + _silent)
     result["files"] = {path: whole(path) for path in files}
     result["errors"] = errors
     result["seconds"] = round(time.time() - began, 3)

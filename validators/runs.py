@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import os
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -12,14 +14,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpuready.charts_values.errors import ApiError, DeadlineError, GpureadyError, UnreachableError
+from gpuready.charts_values.errors import (
+    ApiError,
+    DeadlineError,
+    GpureadyError,
+    InputError,
+    RefusedError,
+    UnreachableError,
+)
 from gpuready.charts_values.inventory import Cluster
 from gpuready.charts_values.kube import Api
 
 from . import nccl_evidence, registry
-from .acceptance import baseline, search
+from .acceptance import baseline, holders, search
 from .acceptance import plan as planning
 from .acceptance import run as acceptance
+from .acceptance.killed import killed_runs
 from .checks.subjects import labels_of, name_of
 from .collect import machines as machine_reads
 from .collect.cluster import RAIL_READS, collect
@@ -89,26 +99,32 @@ def _probe(
     args: Namespace, run: acceptance.Acceptance, expected: Expected, evidence: Evidence, wanted: set[str]
 ) -> None:
     nccl = args.nccl if "nccl" in wanted else "off"
-    plan = planning.plan(expected, evidence, acceptance.running_pods(run.api), nccl=nccl)
+    killed = killed_runs(run.api)
+    pods = killed.others(holders.running_pods(run.api))
+    plan = planning.plan(expected, evidence, pods, nccl=nccl, claims=holders.claims(run.api, evidence))
     evidence.about |= {"not_probed": plan.not_probed, "nccl_excluded": plan.nccl_excluded, "nccl_off": plan.nccl.off}
-    acceptance.remove_stale(run.api)
     baseline.read(run.api, evidence)
     evidence.about["run"] = run.run
     run.start(evidence)
+    run.take_over(killed)
     if "smi" in wanted:
         run.smi(plan, evidence)
     if "nccl" in wanted:
         for workload, targets in plan.nccl.runs.items():
             run.nccl(workload, targets, evidence)
         if nccl == "all":
-            search.find(run, expected, evidence, plan)
+            search.find(run, expected, evidence, plan, killed.search)
 
 
-def unreachable(args: Namespace, kind: str, error: GpureadyError) -> Run:
-    """The run of a cluster that did not answer, so that JSON and JUnit exist then too."""
-    cluster = Cluster(name=args.cluster or "cluster", entry={}, groups=())
-    refused = isinstance(error, ApiError) and error.forbidden
-    evidence = Evidence(failures={"version": ReadFailure("forbidden" if refused else "unreachable", str(error))})
+def unanswered(args: Namespace, kind: str, error: GpureadyError) -> Run:
+    """The run that an error ended before anything was judged, so that JSON and JUnit exist then too."""
+    cluster = Cluster(name=args.cluster or os.environ.get("CLUSTER") or "cluster", entry={}, groups=())
+    why = "unreachable"
+    if isinstance(error, InputError | RefusedError):
+        why = "invalid"
+    elif isinstance(error, ApiError) and error.forbidden:
+        why = "forbidden"
+    evidence = Evidence(failures={"version": ReadFailure(why, str(error))})
     results = judge(Expected(cluster, ()), evidence, [registry.get("cluster.reachable")])
     identity = ClusterIdentity(cluster.name, None, None, rehearsal=False)
     return Run(kind, identity, _now(), 0.0, 0, results, strict=args.strict)
@@ -172,7 +188,12 @@ def _from_bundle(args: Namespace) -> Judged:
         expected = Expected.from_json(promised, Path(args.from_bundle) / "expected.json")
     else:
         expected = Expected(Cluster(name="bundle", entry={}, groups=()), ())
-    return _judged("check", args, expected, evidence, started, time.monotonic() - begin, 0, saved=True)
+    try:
+        return _judged("check", args, expected, evidence, started, time.monotonic() - begin, 0, saved=True)
+    except (KeyError, TypeError, AttributeError) as error:
+        # What an API server sends never lacks these parts; what was edited by hand may.
+        text = f"{type(error).__name__}: {error}"
+        raise InputError(f"{args.from_bundle} holds objects that are not those of a cluster ({text})") from error
 
 
 def _judged(
@@ -187,6 +208,7 @@ def _judged(
     saved: bool = False,
 ) -> Judged:
     expected = _as_seen(expected, evidence)
+    _require_node(args.node, expected, evidence)
     phase = "accept" if evidence.about.get("kind") == "accept" else "check"
     only, skip = args.only or [], args.skip or []
     results = judge(expected, evidence, registry.of_phase(phase), only=only, skip=skip, node=args.node, saved=saved)
@@ -203,6 +225,18 @@ def _judged(
     interrupted = bool(evidence.about.get("interrupted")) and not saved
     run = Run(kind, identity, started, seconds, calls, results, args.strict, notes, extra, interrupted)
     return Judged(run, evidence, expected)
+
+
+def _require_node(name: str | None, expected: Expected, evidence: Evidence) -> None:
+    """Raises InputError where nothing knows the node of --node: a typo would pass in silence."""
+    if name is None or "nodes" in evidence.failures:
+        return
+    known = {name_of(one) for one in evidence.objects("nodes")} | {*evidence.nodes, *expected.cluster.ssh_nodes}
+    known |= {promised for group in expected.cluster.groups for promised in group.nodes}
+    if name not in known:
+        near = difflib.get_close_matches(name, sorted(known), 1)
+        hint = f"did you mean {near[0]}?" if near else "kubectl get nodes lists them"
+        raise InputError(f"--node {name}: inventory and cluster know no such node; {hint}")
 
 
 def _as_seen(expected: Expected, evidence: Evidence) -> Expected:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from gpuready.charts_values.errors import RefusedError
 from gpuready.charts_values.node_settings import NodeSettings
@@ -16,11 +17,16 @@ from .systems import System
 ACS_SCRIPT = "/usr/local/sbin/gpuready-acs-off"
 ACS_UNIT = "/etc/systemd/system/gpuready-acs.service"
 GRUB_DROP_IN = "/etc/default/grub.d/90-gpuready.cfg"
-FILES = (ACS_SCRIPT, ACS_UNIT, GRUB_DROP_IN, "/etc/default/grub")
+# Where boot entries take the arguments: those that are gpuready's, so that they can go again.
+ARGUMENTS = "/etc/gpuready/kernel-arguments"
+FILES = (ACS_SCRIPT, ACS_UNIT, GRUB_DROP_IN, ARGUMENTS, "/etc/default/grub")
 # Source validation and the redirects of requests, completions and upstream forwarding send peer traffic to the root.
 REDIRECTS = 0x01 | 0x04 | 0x08 | 0x10
 _BRIDGE = "0x0604"
+_NETWORK = "0x02"
 _NVSWITCH = "0x0680"
+# By this label the GPU Operator gives a node's GPUs to virtual machines.
+_WORKLOAD = "nvidia.com/gpu.workload.config"
 
 
 def acs_files(settings: NodeSettings) -> tuple[File, ...]:
@@ -46,10 +52,9 @@ def acs_steps(settings: NodeSettings, facts: NodeFacts, system: System) -> tuple
     """The tool that the script needs, and the unit enabled; it starts with the next boot, or in a rollout."""
     if settings.acs != "off":
         return ()
-    install = {"apt": "apt-get install -y -q pciutils", "dnf": "dnf install -y -q pciutils"}[system.package_manager]
     changed = any(differs(one, facts.files) for one in acs_files(settings))
     return (
-        Step("setpci for PCIe ACS", install, "pciutils" not in facts.versions),
+        Step("setpci for PCIe ACS", system.install.format(package="pciutils"), "pciutils" not in facts.versions),
         Step(
             "PCIe ACS off at each boot",
             "systemctl daemon-reload && systemctl enable -q gpuready-acs.service",
@@ -58,8 +63,11 @@ def acs_steps(settings: NodeSettings, facts: NodeFacts, system: System) -> tuple
     )
 
 
-def acs(settings: NodeSettings, facts: NodeFacts) -> Disruption:
-    """ACS turned off now, where a bridge redirects peer traffic; raises RefusedError where it must stay on."""
+def acs(settings: NodeSettings, facts: NodeFacts, sandbox: str = "") -> Disruption:
+    """ACS turned off now, where a bridge redirects peer traffic; raises RefusedError where it must stay on.
+
+    ``sandbox`` is what gives the node's GPUs to virtual machines, as ``sandboxed`` finds it.
+    """
     if settings.acs != "off":
         return Disruption()
     where = f"node {facts.name}: `acs` off"
@@ -76,6 +84,11 @@ def acs(settings: NodeSettings, facts: NodeFacts) -> Disruption:
             "(vfio-pci); "
             "set `acs` to keep on this node"
         )
+    if sandbox:
+        raise RefusedError(
+            f"{where} would take the isolation from the virtual machines that get its GPUs ({sandbox}); set `acs` to "
+            "keep on this node"
+        )
     on = redirecting(facts)
     if not on:
         return Disruption()
@@ -84,6 +97,19 @@ def acs(settings: NodeSettings, facts: NodeFacts) -> Disruption:
         commands=("systemctl restart gpuready-acs.service",),
         undo=("true",),
     )
+
+
+def sandboxed(values: Mapping[str, Any], node: Mapping[str, Any] | None) -> str:
+    """What gives a node's GPUs to virtual machines; empty where containers get them.
+
+    ``values`` are those of the GPU Operator, ``node`` is the node's object.
+    """
+    label = ((node or {}).get("metadata", {}).get("labels") or {}).get(_WORKLOAD)
+    if label:
+        return "" if label == "container" else f"label {_WORKLOAD}={label}"
+    table = values.get("sandboxWorkloads") or {}
+    usual = table.get("defaultWorkload", "container")
+    return f"sandboxWorkloads.defaultWorkload {usual}" if table.get("enabled") and usual != "container" else ""
 
 
 def redirecting(facts: NodeFacts) -> list[str]:
@@ -102,31 +128,36 @@ def kernel_arguments(settings: NodeSettings, facts: NodeFacts, system: System) -
         wanted += ["hugepagesz=1G", f"hugepages={count}"]
     running = facts.cmdline.split()
     lacking = [one for one in wanted if one not in running]
-    proofs = tuple(f"tr ' ' '\\n' < /proc/cmdline | grep -qxF -- {shlex.quote(one)}" for one in wanted)
     if system.grub_drop_in:
-        now = facts.files.get(GRUB_DROP_IN)
-        content = f'{HEADER}\nGRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {" ".join(wanted)}"\n' if wanted else None
-        if now == content and not lacking:
-            return Disruption()
-        _bootable(facts)
-        commands: tuple[str, ...] = (system.grub_update,)
-        files: tuple[File, ...] = (File(GRUB_DROP_IN, content),)
-        undo: tuple[str, ...] = ()
+        file = File(GRUB_DROP_IN, _grub(wanted))
+        change, command, undo = differs(file, facts.files), system.grub_update, ""
     else:
-        if not lacking:
-            return Disruption()
-        _bootable(facts)
-        arguments = shlex.quote(" ".join(lacking))
-        commands, files = (f"{system.grub_update} --args={arguments}",), ()
-        undo = (f"{system.grub_update} --remove-args={arguments}",)
+        keys = [one.partition("=")[0] for one in wanted]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise RefusedError(
+                f"node {facts.name}: kernel argument {twice[0]} is wanted twice, and boot entries take each once; give "
+                "it once in `kernel_arguments` and `hugepages`"
+            )
+        before = (facts.files.get(ARGUMENTS) or HEADER).splitlines()[1:]
+        gone = [one for one in before if one not in wanted]
+        # A new value takes the place of what the machine came with.
+        lost = [one for one in running if one not in wanted and one.partition("=")[0] in keys and one not in gone]
+        # Those that somebody else gave are not ours to take away.
+        ours = [one for one in wanted if one in before or one in lacking]
+        file = File(ARGUMENTS, "\n".join([HEADER, *ours]) + "\n" if ours else None)
+        change = bool(gone)
+        command, undo = _entries(system, lacking, gone), _entries(system, [*gone, *lost], lacking)
+    if not change and not lacking:
+        return Disruption()
+    _bootable(facts)
     said = " ".join(lacking) if lacking else "those that inventory no longer names go"
     return Disruption(
         reasons=(f"kernel arguments: {said} (one reboot)",),
-        files=files,
-        commands=commands,
-        undo=undo,
+        files=(file,),
+        commands=(command,),
+        undo=(undo,) if undo else (),
         reboot=True,
-        proofs=proofs,
+        proofs=tuple(f"tr ' ' '\\n' < /proc/cmdline | grep -qxF -- {shlex.quote(one)}" for one in wanted),
     )
 
 
@@ -196,6 +227,55 @@ def check_iommu(facts: NodeFacts) -> Iterator[str]:
     on = redirecting(facts)
     if on and not facts.virtual:
         yield f"{facts.name}: PCIe ACS sends peer traffic to the root on {len(on)} bridges; `acs` off changes that"
+
+
+def check_links(facts: NodeFacts) -> Iterator[str]:
+    """Links of GPUs and NICs below what both ends can do; a note, since it takes hands."""
+    ports = {str(one.get("address")): one for one in facts.pci}
+    nics = tuple(one for one in facts.pci if str(one.get("class")).startswith(_NETWORK))
+    slow = []
+    for device in (*facts.gpus, *nics):
+        # In a virtual machine the port above is not the real one.
+        bridges = [] if facts.virtual else device.get("bridges") or []
+        ends = (device, ports.get(bridges[-1], {}) if bridges else {})
+        width, most = (
+            device.get("link_width") or 0,
+            min((one["link_width_max"] for one in filter(_wide, ends)), default=0),
+        )
+        speed = _speed(device, "link_speed")
+        fastest = min((best for one in ends if (best := _speed(one, "link_speed_max"))), default=0.0)
+        if width and width < most:
+            slow.append(f"{device['address']} runs on {width} of {most} lanes")
+        elif device in nics and speed and speed < fastest:
+            # A GPU lowers its own while it is idle.
+            slow.append(f"{device['address']} runs at {speed:g} of {fastest:g} GT/s")
+    if slow:
+        yield (
+            f"{facts.name}: PCIe {', '.join(slow)}: transfers to and from it are slower by as much, and a job is as "
+            "fast as its slowest GPU or NIC; reseat the board, or look at its slot in the firmware"
+        )
+
+
+def _wide(device: Mapping[str, Any]) -> bool:
+    # 255 is how the kernel says that it does not know.
+    return 0 < (device.get("link_width_max") or 0) < 255
+
+
+def _speed(device: Mapping[str, Any], key: str) -> float:
+    first = str(device.get(key) or "").split(" ")[0]
+    return float(first) if first.replace(".", "", 1).isdigit() else 0.0
+
+
+def _grub(arguments: list[str]) -> str | None:
+    return f'{HEADER}\nGRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {" ".join(arguments)}"\n' if arguments else None
+
+
+def _entries(system: System, more: list[str], less: list[str]) -> str:
+    """The command that gives arguments to each boot entry, and takes others away."""
+    changes = [
+        f"--{key}={shlex.quote(' '.join(them))}" for key, them in (("args", more), ("remove-args", less)) if them
+    ]
+    return " ".join([system.grub_update, *changes])
 
 
 def _bootable(facts: NodeFacts) -> None:

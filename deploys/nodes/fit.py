@@ -37,7 +37,7 @@ def check(settings: NodeSettings, facts: NodeFacts, group: Group | None) -> list
     after = effective(facts, wanted(settings, facts))
     for problem in (
         *_options(settings, facts),
-        *_numa_count(settings, facts),
+        *_numa_count(after, facts),
         *_one_node(after, facts, group),
         *_cpu_manager(after, facts),
         *_starved(after, facts),
@@ -60,10 +60,10 @@ def _options(settings: NodeSettings, facts: NodeFacts) -> Iterator[str]:
             yield f"option {option} needs Kubernetes {needs}, its kubelet is {facts.kubelet.version}; take it out"
 
 
-def _numa_count(settings: NodeSettings, facts: NodeFacts) -> Iterator[str]:
-    if settings.topology_manager.policy == "none":
+def _numa_count(after: Mapping[str, Any], facts: NodeFacts) -> Iterator[str]:
+    if after["topologyManagerPolicy"] == "none":
         return
-    limit = int(settings.topology_manager.options.get("max-allowable-numa-nodes", NUMA_LIMIT))
+    limit = int((after.get("topologyManagerPolicyOptions") or {}).get("max-allowable-numa-nodes", NUMA_LIMIT))
     if (count := len(facts.numa)) > limit:
         yield (
             f"it has {count} NUMA nodes, and with Topology Manager the kubelet starts with {limit} at most; set "
@@ -107,6 +107,11 @@ def _cpu_manager(after: Mapping[str, Any], facts: NodeFacts) -> Iterator[str]:
         yield f"strict-cpu-reservation keeps whole CPUs, the reservation is {milli}m; give `reserved.cpus`"
     threads = facts.threads_per_core
     if options.get("full-pcpus-only") == "true" and threads > 1:
+        if halves := [core for core in facts.cores if len(core) < threads]:
+            yield (
+                f"full-pcpus-only gives out whole cores of {threads} threads, and {len(halves)} are online in part, "
+                f"first CPUs {_spans(halves[0])}; bring their siblings online, or take the option out"
+            )
         count = len(cpus) or math.ceil(milli / 1000)
         if count % threads:
             yield (
@@ -164,7 +169,9 @@ def _no_hint_from_nics(after: Mapping[str, Any], group: Group | None) -> Iterato
     """The shared RDMA device plugin tells the kubelet no NUMA node."""
     if group is None or after["topologyManagerPolicy"] == "none":
         return
-    shared = [name for name, count in group.rdma_resources.items() if count > max(1, group.nics)]
+    # More than the node has NICs: each share is all of them. NVIDIA's examples say it in the name, too.
+    resources = group.rdma_resources.items()
+    shared = [name for name, count in resources if count > max(1, group.nics) or "shared" in name]
     if shared:
         yield (
             f"{shared[0]} is shared, and its device plugin names no NUMA node: Topology Manager aligns GPUs and CPUs, "

@@ -168,7 +168,7 @@ def plan(settings: NodeSettings, facts: NodeFacts, platform: str, system: System
         reasons=tuple(reasons),
         files=changed,
         removals=removals,
-        expected={} if platform == "k3s" else fields,
+        expected=fields,
     )
     return change, ""
 
@@ -299,7 +299,11 @@ def _no_flag_beats(facts: NodeFacts, fields: Mapping[str, Any]) -> None:
 
 def _k3s(fields: Mapping[str, Any]) -> tuple[File, ...]:
     # The plus adds to what other files give; without it k3s would take the last list alone.
-    arguments = [f"{FLAGS[key]}={_flag_value(key, value)}" for key, value in fields.items()]
+    arguments = []
+    for key, value in fields.items():
+        # This flag alone takes no list: a second option would become part of the first one's value.
+        shares = [{name: one} for name, one in value.items()] if key == "cpuManagerPolicyOptions" else [value]
+        arguments += [f"{FLAGS[key]}={_flag_value(key, share)}" for share in shares]
     return (File(K3S_FILE, f"{HEADER}\n{yaml.safe_dump({'kubelet-arg+': arguments}, sort_keys=False, width=200)}"),)
 
 

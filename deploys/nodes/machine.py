@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 
+from gpuready.charts_values import node_settings
 from gpuready.charts_values.errors import RefusedError
 from gpuready.charts_values.groups import Group
 from gpuready.charts_values.node_settings import HUGEPAGES, NodeSettings
@@ -16,6 +17,7 @@ from .systems import System
 
 MODULES_FILE = "/etc/modules-load.d/90-gpuready.conf"
 NOUVEAU_FILE = "/etc/modprobe.d/90-gpuready-nouveau.conf"
+OPTIONS_FILE = "/etc/modprobe.d/91-gpuready-options.conf"
 SYSCTL_FILE = "/etc/sysctl.d/90-gpuready.conf"
 HUGEPAGES_FILE = "/etc/sysctl.d/91-gpuready-hugepages.conf"
 FSTAB = "/etc/fstab"
@@ -24,20 +26,22 @@ SWAP_UNIT = "/etc/systemd/system/gpuready-swap-off.service"
 GOVERNOR_UNIT = "/etc/systemd/system/gpuready-cpu-governor.service"
 LIMITS_FILE = "/etc/systemd/system/{unit}.service.d/90-gpuready.conf"
 # What the plans below read of a node beside the probe's own parts.
-FILES = (MODULES_FILE, NOUVEAU_FILE, SYSCTL_FILE, HUGEPAGES_FILE, FSTAB, DNF_CONF, SWAP_UNIT, GOVERNOR_UNIT)
-_RDMA = ("ib_core", "ib_uverbs", "mlx5_ib", "rdma_cm", "rdma_ucm")
-# At least these: a higher value of the node stays.
-_LEAST = {"fs.inotify.max_user_instances": 8192, "fs.inotify.max_user_watches": 524288}
+FILES = (
+    *(MODULES_FILE, NOUVEAU_FILE, OPTIONS_FILE, SYSCTL_FILE, HUGEPAGES_FILE),
+    *(FSTAB, DNF_CONF, SWAP_UNIT, GOVERNOR_UNIT),
+)
 _SPARE_KIB = 1048576
 
 
 def files(settings: NodeSettings, facts: NodeFacts, group: Group | None, ofed_owner: str) -> tuple[File, ...]:
     """The files that disturb nothing when they are written."""
     found = [
-        File(MODULES_FILE, _lines(modules(settings, group, ofed_owner))),
+        File(MODULES_FILE, _lines(node_settings.modules(settings, group, ofed_owner))),
         File(NOUVEAU_FILE, _lines(["blacklist nouveau", "options nouveau modeset=0"])),
         File(SYSCTL_FILE, _lines(f"{key} = {value}" for key, value in sysctl(settings, facts, group).items())),
     ]
+    if settings.module_options:
+        found.append(File(OPTIONS_FILE, _options(settings)))
     if _swaps(settings, facts):
         found.append(File(SWAP_UNIT, boot_unit("Swap off, whatever turned it on", "/sbin/swapoff -a")))
         if (fstab := facts.files.get(FSTAB)) is not None:
@@ -58,12 +62,17 @@ def steps(
     """The commands by which the files take effect at once, and those that need no file; raises RefusedError."""
     now = facts.files
     changed = {one.path for one in files(settings, facts, group, ofed_owner) if differs(one, now)}
+    if not settings.module_options and now.get(OPTIONS_FILE) is not None:
+        # It goes, and must go from the initial RAM disk, too.
+        changed.add(OPTIONS_FILE)
     return tuple(
         one
         for one in (
-            *_module_steps(modules(settings, group, ofed_owner), facts),
+            *_module_steps(node_settings.modules(settings, group, ofed_owner), facts),
             Step(
-                "nouveau out of the initial RAM disk", system.initramfs, NOUVEAU_FILE in changed and not facts.container
+                "initial RAM disk",
+                system.initramfs,
+                bool({NOUVEAU_FILE, OPTIONS_FILE} & changed) and not facts.container,
             ),
             Step("sysctl", f"sysctl -q -p {SYSCTL_FILE}", SYSCTL_FILE in changed or _lags(settings, facts, group)),
             *_swap_steps(settings, facts, changed),
@@ -74,36 +83,22 @@ def steps(
     )
 
 
-def modules(settings: NodeSettings, group: Group | None, ofed_owner: str) -> list[str]:
-    """The modules to load at boot. Those of RDMA come with the operator where it owns OFED."""
-    found = ["overlay"]
-    if group is not None and group.rdma != "none" and ofed_owner != "operator":
-        found += [*_RDMA, *(("ib_umad",) if group.rdma == "ib" else ())]
-    return list(dict.fromkeys([*found, *settings.modules]))
-
-
 def sysctl(settings: NodeSettings, facts: NodeFacts, group: Group | None) -> dict[str, str]:
-    """The kernel's settings; what inventory says wins."""
-    found = {"net.ipv4.ip_forward": "1"}
-    for key, least in _LEAST.items():
+    """The kernel's settings on this machine: a higher value of its own stays where any is enough."""
+    found = node_settings.sysctl(settings, group)
+    if "kernel.numa_balancing" not in facts.sysctl and "kernel.numa_balancing" not in settings.sysctl:
+        # A kernel without it refuses the whole file.
+        del found["kernel.numa_balancing"]
+    for key, least in node_settings.sysctl_least(settings).items():
         has = facts.sysctl.get(key, "")
         found[key] = str(max(least, int(has) if has.isdigit() else 0))
-    if "kernel.numa_balancing" in facts.sysctl:
-        found["kernel.numa_balancing"] = "0"
-    if group is not None and group.rdma == "roce":
-        # Rails of one subnet: each answers for its own address alone, and replies may take another rail.
-        found |= {
-            "net.ipv4.conf.all.arp_ignore": "1",
-            "net.ipv4.conf.all.arp_announce": "2",
-            "net.ipv4.conf.all.rp_filter": "2",
-        }
-    return {**found, **settings.sysctl}
+    return found
 
 
 def disruption(settings: NodeSettings, facts: NodeFacts, platform: str, kubelet_unit: str) -> Disruption:
     """Limits of the daemons and hugepages: containers and the kubelet see them after a restart only."""
-    units = (kubelet_unit,) if platform == "k3s" else ("containerd", kubelet_unit)
-    limits = {"memlock": "infinity", **settings.limits}
+    units = (kubelet_unit,) if platform == "k3s" else node_settings.limited_units(platform)
+    limits = node_settings.limits(settings)
     keys = {"memlock": "LimitMEMLOCK", "nofile": "LimitNOFILE", "tasks": "TasksMax"}
     content = _lines(["[Service]", *(f"{keys[key]}={value}" for key, value in sorted(limits.items()))])
     wanted = [File(LIMITS_FILE.format(unit=unit), content) for unit in units]
@@ -147,6 +142,9 @@ def check(settings: NodeSettings, facts: NodeFacts) -> Iterator[str]:
             f"node {facts.name}: `hugepages` take {pages / 2**20:.1f} of {facts.memory_kib / 2**20:.1f} GiB, "
             "more than half; pods cannot use them as memory, so give fewer"
         )
+    waiting = [one for one in settings.module_options if one.replace("-", "_") in facts.modules]
+    if waiting and facts.files.get(OPTIONS_FILE) != _options(settings):
+        yield f"{facts.name}: `module_options` of {', '.join(waiting)} count when it is loaded again: at the next boot"
     if facts.cgroup == 1 and facts.kubelet.live.get("failCgroupV1") is not False:
         yield f"{facts.name}: cgroup version 1: kubelets from 1.35 on do not start there unless failCgroupV1 is false"
 
@@ -174,6 +172,10 @@ def without_kernels(text: str) -> str:
     return text[: match.end()].rstrip() + " kernel*" + text[match.end() :]
 
 
+def _options(settings: NodeSettings) -> str:
+    return _lines(f"options {name} {text}" for name, text in sorted(settings.module_options.items()))
+
+
 def _lags(settings: NodeSettings, facts: NodeFacts, group: Group | None) -> bool:
     """Whether a value that the probe reads is not yet what the file says."""
     return any(
@@ -183,7 +185,7 @@ def _lags(settings: NodeSettings, facts: NodeFacts, group: Group | None) -> bool
     )
 
 
-def _module_steps(names: list[str], facts: NodeFacts) -> Iterator[Step]:
+def _module_steps(names: tuple[str, ...], facts: NodeFacts) -> Iterator[Step]:
     # Those built into the kernel are in no list, and modprobe says yes to them.
     absent = [name for name in names if name.replace("-", "_") not in facts.modules and name != "overlay"]
     if absent and not facts.container:
@@ -221,8 +223,11 @@ def _time_steps(settings: NodeSettings, facts: NodeFacts, system: System) -> Ite
     if not settings.time_sync or facts.container or any(facts.active(one) for one in system.time_units):
         return
     there = [one for one in system.time_units if facts.units.get(one, {}).get("load") == "loaded"]
+    start = f"systemctl enable -q --now {there[0] if there else system.chrony}.service"
     if there:
-        yield Step("time synchronisation", f"systemctl enable -q --now {there[0]}.service")
+        yield Step("time synchronisation", start)
+    elif not facts.synchronized:
+        yield Step("time synchronisation", f"{system.install.format(package='chrony')} && {start}")
 
 
 def _hold_steps(settings: NodeSettings, facts: NodeFacts) -> Iterator[Step]:

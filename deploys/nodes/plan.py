@@ -83,7 +83,8 @@ class NodePlan:
 
     def commands(self) -> list[str]:
         """Every command that the plan would run, for the guards."""
-        return [one.command for one in self.steps] + list(self.disruption.commands)
+        change = self.disruption
+        return [one.command for one in self.steps] + [*change.commands, *change.undo, *change.proofs]
 
 
 def differs(file: File, now: Mapping[str, str | None]) -> bool:

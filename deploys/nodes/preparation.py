@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpuready.charts_values import values
 from gpuready.charts_values.errors import RefusedError, ToolError, UnreachableError
 from gpuready.charts_values.groups import Group
 from gpuready.charts_values.inventory import Cluster
@@ -25,6 +26,9 @@ from .standing import CORDONED
 from .systems import system_of
 
 T = TypeVar("T")
+
+# A step may install a package or write the initial RAM disks of several kernels.
+STEP_S = 1800
 
 # Every file that a plan may compare, so that one probe is enough.
 FILES = (
@@ -54,7 +58,7 @@ def plan(cluster: Cluster, group: Group | None, seen: NodeFacts, node: Object | 
     notes += fit.check(settings, seen, group)
     notes += machine.check(settings, seen)
     notes += boot.check_driver(seen, cluster.driver_owner, cluster.driver_version)
-    notes += boot.check_iommu(seen)
+    notes += (*boot.check_iommu(seen), *boot.check_links(seen))
     notes += [line for line in (guards.resets(seen, cluster.platform),) if line]
 
     change, printed = kubelet.plan(settings, seen, cluster.platform, system)
@@ -64,7 +68,7 @@ def plan(cluster: Cluster, group: Group | None, seen: NodeFacts, node: Object | 
         runtime, more = containerd.plan(settings, seen)
         change, notes = change + runtime, notes + more
     change += machine.disruption(settings, seen, cluster.platform, unit)
-    change += boot.acs(settings, seen)
+    change += boot.acs(settings, seen, boot.sandboxed(values.own("gpu-operator", cluster), node))
     change += boot.kernel_arguments(settings, seen, system)
     change += boot.nouveau(seen)
     if node is not None and CORDONED in (node["metadata"].get("annotations") or {}):
@@ -154,7 +158,7 @@ def prepare(cluster: Cluster) -> None:
                 name=f"Nodes: {file.path}",
             )
     for step in _loop(_needed(made)):
-        server.shell(commands=[step.command], _sudo=sudo, name=f"Nodes: {step.title}")
+        server.shell(commands=[step.command], _sudo=sudo, _timeout=STEP_S, name=f"Nodes: {step.title}")
     operations.rolled_out(
         shared=shared,
         shell=shell,
@@ -168,8 +172,8 @@ def prepare(cluster: Cluster) -> None:
 
 
 def _outlived(seen: NodeFacts, wanted: set[str]) -> list[str]:
-    """Units and scripts of an earlier run that inventory no longer asks for."""
-    ours = (boot.ACS_UNIT, boot.ACS_SCRIPT, machine.GOVERNOR_UNIT, machine.SWAP_UNIT)
+    """Units, scripts and options of an earlier run that inventory no longer asks for."""
+    ours = (boot.ACS_UNIT, boot.ACS_SCRIPT, machine.GOVERNOR_UNIT, machine.SWAP_UNIT, machine.OPTIONS_FILE)
     return [path for path in ours if path not in wanted and seen.files.get(path) is not None]
 
 

@@ -23,9 +23,8 @@ from gpuready.charts_values.kube import Api, Object
 
 from . import copies
 from .plan import Disruption
-from .standing import CORDONED, Standing, holds, standing
+from .standing import CORDONED, Standing, holds, moves, standing
 
-_MIRROR = "kubernetes.io/config.mirror"
 _POLL_S = 1.0
 
 
@@ -293,7 +292,7 @@ class _Turn:
 
     def _pods(self) -> list[Object]:
         pods = self._api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={self._node}", resourceVersion="")
-        return [pod for pod in pods if _moves(pod)]
+        return [pod for pod in pods if moves(pod)]
 
     def _refuse_lost_pods(self) -> None:
         lost = [_name(pod) for pod in self._pods() if not pod["metadata"].get("ownerReferences")]
@@ -387,17 +386,6 @@ class _Turn:
             said = " ".join(text.split())[-300:] or "it printed nothing"
             raise ToolError(f"{what or f'`{command.splitlines()[0][:80]}`'} failed: {said}")
         return text
-
-
-def _moves(pod: Object) -> bool:
-    """Whether a drain is about this pod: not those of DaemonSets, of the node's own files, or that have ended."""
-    meta = pod["metadata"]
-    owners = meta.get("ownerReferences") or ()
-    if any(owner.get("kind") == "DaemonSet" for owner in owners) or _MIRROR in (meta.get("annotations") or {}):
-        return False
-    if any(owner.get("kind") == "Node" for owner in owners):
-        return False
-    return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
 
 
 def _name(pod: Object) -> str:

@@ -1,4 +1,4 @@
-"""How a node stands: with its cluster, and with what its kubelet was told."""
+"""How a node stands: with its cluster, with the pods on it, and with what its kubelet was told."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gpuready.charts_values.kube import Object
 
 # Says that the cordon of a node is ours, so that an interrupted run can be taken up again.
 CORDONED = "gpuready/cordoned-for"
+_MIRROR = "kubernetes.io/config.mirror"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,17 @@ def standing(node: Object | None) -> Standing:
         ours=CORDONED in (node["metadata"].get("annotations") or {}),
         complaint="" if ready.get("status") == "True" else f"NotReady, {text}",
     )
+
+
+def moves(pod: Object) -> bool:
+    """Whether a drain is about this pod: not those of DaemonSets, of the node's own files, or that have ended."""
+    meta = pod["metadata"]
+    owners = meta.get("ownerReferences") or ()
+    if any(owner.get("kind") == "DaemonSet" for owner in owners) or _MIRROR in (meta.get("annotations") or {}):
+        return False
+    if any(owner.get("kind") == "Node" for owner in owners):
+        return False
+    return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
 
 
 def holds(has: Any, wants: Any) -> bool:

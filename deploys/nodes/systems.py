@@ -11,37 +11,43 @@ from .facts import NodeFacts
 
 @dataclass(frozen=True)
 class System:
-    """One distribution. ``kernel_hold`` keeps the kernel that runs; ``{kernel}`` stands for its release.
+    """One family. ``install`` installs ``{package}``; the first of ``time_units`` that is there is used, and where none
+    is, package chrony brings ``chrony``.
 
-    ``grub_file`` takes the kernel's arguments and ``grub_update`` makes them take effect; where the latter writes into
-    boot entries (``grub_update_args``), it takes ``{arguments}``.
+    ``grub_update`` makes the kernel's arguments take effect: those in ``grub_drop_in`` or, where it is empty, those it
+    is given with ``--args`` and ``--remove-args``.
     """
 
     title: str
     package_manager: str
+    install: str
     kubelet_environment: str
     initramfs: str
     time_units: tuple[str, ...]
+    chrony: str
     grub_update: str
-    grub_file: str = "/etc/default/grub"
     grub_drop_in: str = ""
 
 
 _DEBIAN = System(
     title="Debian",
     package_manager="apt",
+    install="apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q {package}",
     kubelet_environment="/etc/default/kubelet",
     initramfs="update-initramfs -u -k all",
     time_units=("systemd-timesyncd", "chrony", "ntpd"),
+    chrony="chrony",
     grub_update="update-grub",
     grub_drop_in="/etc/default/grub.d/90-gpuready.cfg",
 )
 _RHEL = System(
     title="RHEL",
     package_manager="dnf",
+    install="dnf install -y -q {package}",
     kubelet_environment="/etc/sysconfig/kubelet",
     initramfs="dracut --force --regenerate-all",
     time_units=("chronyd",),
+    chrony="chronyd",
     grub_update="grubby --update-kernel=ALL",
 )
 # What gpuready is written for; others of the same family are taken as such, and said to be.

@@ -8,9 +8,10 @@ import logging
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
-from gpuready.charts_values.errors import GpureadyError, InputError
+from gpuready.charts_values.errors import DeadlineError, GpureadyError, InputError
 from gpuready.charts_values.inventory import STATE_FILE
 from gpuready.charts_values.kube import Api
 
@@ -21,11 +22,15 @@ from .stage import Stage
 from .writes import THREADS
 
 # Seconds until every kind must have been listed once.
-_PATIENCE = 60.0
+_PATIENCE = 120.0
 
 
-def play(state_dir: Path, stop: threading.Event) -> None:
-    """Play until ``stop`` is set; raises InputError where the state folder does not say what to play."""
+def play(state_dir: Path, stop: threading.Event, patience: float = _PATIENCE) -> None:
+    """Play until ``stop`` is set.
+
+    Raises InputError where the state folder does not say what to play, DeadlineError where the API server has not
+    listed every kind within ``patience`` seconds.
+    """
     file = state_dir / STATE_FILE
     try:
         state = json.loads(file.read_text())
@@ -37,12 +42,17 @@ def play(state_dir: Path, stop: threading.Event) -> None:
     cache = Cache()
     informers = Informers(api, cache)
     informers.start()
-    while not informers.synced.wait(0.2):
-        if stop.is_set():
-            return
-    stage = Stage(state_dir, profile, api, cache)
-    stage.run(stop)
-    informers.stop()
+    end = time.monotonic() + patience
+    try:
+        while not informers.synced.wait(0.2):
+            if stop.is_set():
+                return
+            if time.monotonic() > end:
+                raise DeadlineError(f"{api.server} did not list every kind within {patience:g} s; is it up?")
+        stage = Stage(state_dir, profile, api, cache)
+        stage.run(stop)
+    finally:
+        informers.stop()
     stage.close()
 
 

@@ -1,7 +1,7 @@
 """ComputeDomains of the DRA driver: the claim template that pods take a channel from, and the domain's status.
 
 A pod with a channel reaches the GPUs of other pods in the domain over NVLink, as far as their nodes share a
-clique (install facts 4.3).
+clique.
 """
 
 from __future__ import annotations

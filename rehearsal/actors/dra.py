@@ -1,8 +1,7 @@
 """The DRA driver's kubelet plugin: the ResourceSlices of a node.
 
 Its init container waits until the driver is found under nvidiaDriverRoot, for ever if need be: a wrong root
-shows as Init and nothing else. A driver that is too old lets the plugin end with an error (install facts,
-4.3 and 4.4).
+shows as Init and nothing else. A driver that is too old lets the plugin end with an error.
 """
 
 from __future__ import annotations

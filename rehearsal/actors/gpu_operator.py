@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gpuready.charts_values import quantities
 from gpuready.charts_values.kube import Object
 
 from ..fleet import clique
@@ -228,7 +229,7 @@ def _passed(gpu: GpuOperator, init: str, operand: Operand, view: View) -> bool:
 
 
 def _offers_gpus(view: View) -> bool:
-    return int(view.node.allocatable.get(RESOURCE, "0")) > 0 and view.ready(BY_KEY["devicePlugin"].role)
+    return quantities.count(view.node.allocatable.get(RESOURCE, "0")) > 0 and view.ready(BY_KEY["devicePlugin"].role)
 
 
 def _operator_labels(gpu: GpuOperator, view: View, wish: NodeWish) -> None:

@@ -1,4 +1,4 @@
-"""The GPU Operator's operands: names, order and DaemonSets, as of release 26.7 (install facts, 2.7 and 2.8).
+"""The GPU Operator's operands: names, order and DaemonSets, as of release 26.7.
 
 Only what others can see is made: names, selectors, tolerations, images and init containers. Every pod carries
 the gate, so that it turns ready when its node is so far, and not before.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gpuready.charts_values import quantities
 from gpuready.charts_values.kube import Object
 
 from .pods import now
@@ -64,7 +65,7 @@ class NodeWish:
         counts = {
             name: str(count)
             for name, count in wanted.items()
-            if node.capacity.get(name) != str(count) or node.allocatable.get(name) != str(count)
+            if {_count(node.capacity.get(name)), _count(node.allocatable.get(name))} != {count}
         }
         conditions = [
             {
@@ -85,3 +86,8 @@ class NodeWish:
         if conditions:
             body["conditions"] = conditions
         return {"status": body} if body else None
+
+
+def _count(quantity: str | None) -> int | None:
+    """The API writes 1000 as 1k: numbers are compared, not texts."""
+    return None if quantity is None else quantities.count(quantity)

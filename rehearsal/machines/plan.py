@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -132,14 +133,30 @@ def group(folder: Path) -> str:
 
 
 def draw(folder: Path, pods: str, count: int) -> Plan:
-    """Choose a network that nothing on this host uses. Raises ToolError where there is none."""
+    """Choose a network that nothing on this host uses. Raises ToolError where there is none.
+
+    No other rehearsal of this host is given it while this process lives: until the machines are up it looks free.
+    """
     taken = list(_routes())
     subnets = list(_RANGE.subnets(new_prefix=_PREFIX))
     first = int(_digest(folder), 16) % len(subnets)
     for subnet in subnets[first:] + subnets[:first]:
-        if not any(subnet.overlaps(one) for one in taken):
+        if not any(subnet.overlaps(one) for one in taken) and _claimed(subnet):
             return Plan(folder, str(subnet), pods, count)
     raise ToolError(f"the host has routes to all of {_RANGE}, so the machines have no network")
+
+
+def _claimed(subnet: IPv4Network) -> bool:
+    """Claim a network for as long as this process lives; whether nobody had."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        # A name in no folder, held by a descriptor that only the end of the process closes.
+        claim.bind(f"\0gpuready-network-{subnet}")
+    except OSError:
+        claim.close()
+        return False
+    claim.detach()
+    return True
 
 
 def _last_subnets(pods: str, count: int) -> list[str]:

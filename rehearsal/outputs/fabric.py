@@ -24,8 +24,11 @@ class Host:
     """One pod of an NCCL job and the hardware under it.
 
     ``nics`` are RDMA device names in rail order, ``link`` is IB or RoCE, ``nic_gbits_s`` the rate of one NIC.
-    ``slow`` maps a NIC to the share of its rate that it reaches, 0 < share <= 1. ``clique`` is the NVLink domain
-    whose other hosts the pod may reach over NVLink, empty where it may not.
+    ``slow`` maps a NIC to the share of its rate that it reaches, 0 < share <= 1, and ``nvlink`` is that share of
+    the slowest NVLink. ``clique`` is the NVLink domain whose other hosts the pod may reach over NVLink, empty where
+    it may not. ``plugin`` is the network plug-in that NCCL loads there, if any. Without ``p2p`` GPUs of the host talk
+    through its memory; with ``pci`` its NICs take the way over PCIe although CPU and GPU share memory; with
+    ``shared`` channels share their buffers.
     """
 
     name: str
@@ -39,11 +42,16 @@ class Host:
     slow: Mapping[str, float] = field(default_factory=dict)
     product: str = "NVIDIA H100 80GB HBM3"
     clique: str = ""
+    nvlink: float = 1.0
+    plugin: str = ""
+    p2p: bool = True
+    pci: bool = False
+    shared: bool = False
 
     @property
     def network(self) -> str:
         """The network that NCCL chooses on this host."""
-        return "IB" if self.rdma and self.nics else "Socket"
+        return self.plugin or "IB" if self.rdma and self.nics else "Socket"
 
     def nic_of(self, gpu: int, channel: int) -> int:
         """The index of the NIC next to a GPU; with several of them the channels take turns."""
@@ -71,7 +79,7 @@ def narrowed(host: Host, hca: str) -> Host:
 
 def on_rail(host: Host, nic: str) -> Host:
     """What one process on the GPU beside a NIC, and with that NIC alone, has of the host."""
-    return replace(narrowed(host, f"={nic}"), gpus=1, clique="")
+    return replace(narrowed(host, f"={nic}"), gpus=1, clique="", nvlink=1.0)
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,7 @@ def tree(hosts: Sequence[Host], channel: int) -> Iterator[tuple[tuple[int, int],
 
 def bandwidth(hosts: Sequence[Host]) -> float:
     """Bus bandwidth of a large all-reduce in GB/s; the slowest rail of any host holds back all."""
-    inside = min(board(host.product).allreduce_gbytes_s for host in hosts)
+    inside = min(board(host.product).allreduce_gbytes_s * host.nvlink for host in hosts)
     if len(hosts) == 1 or all(joined(hosts[0], host) for host in hosts):
         return inside
     if any(host.network == "Socket" for host in hosts):

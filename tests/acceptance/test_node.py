@@ -20,16 +20,16 @@ from typing import Any
 import pytest
 import testinfra
 import yaml
+from gpuready.charts_values import node_settings
 from gpuready.charts_values.errors import GpureadyError
 from gpuready.charts_values.groups import Group
 from gpuready.charts_values.inventory import Cluster
-from gpuready.charts_values.node_settings import HUGEPAGES, NodeSettings
+from gpuready.charts_values.node_settings import HUGEPAGES, SYSCTL_LEAST, NodeSettings
 from gpuready.validators import machines
 from gpuready.validators.collect import machines as ssh
 from gpuready.validators.target import resolve
 
 DROP_INS = "/etc/kubernetes/kubelet.conf.d"
-RDMA = ("ib_core", "ib_uverbs", "mlx5_ib", "rdma_cm", "rdma_ucm")
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,9 @@ def test_kubelet_and_runtime_run_and_come_back_after_a_boot(node: Node) -> None:
 
 def test_services_have_their_limits(node: Node) -> None:
     keys = {"memlock": "LimitMEMLOCK", "nofile": "LimitNOFILE", "tasks": "TasksMax"}
-    for unit in node.units:
-        for name, value in {"memlock": "infinity", **node.settings.limits}.items():
+    limited = node_settings.limited_units(node.cluster.platform)
+    for unit in (one for one in node.units if one in limited):
+        for name, value in node_settings.limits(node.settings).items():
             said = node.host.check_output("systemctl show -p %s --value %s", keys[name], unit)
             assert said == value, f"{unit} on {node.name}"
 
@@ -149,25 +150,25 @@ def test_containerd_reads_its_configuration(node: Node) -> None:
 
 def test_modules_are_loaded(node: Node) -> None:
     _own_kernel(node)
-    wanted = list(node.settings.modules)
-    if node.group and node.group.rdma != "none" and node.cluster.ofed_owner != "operator":
-        wanted += RDMA
+    wanted = node_settings.modules(node.settings, node.group, node.cluster.ofed_owner)
     absent = [name for name in wanted if not node.host.file(f"/sys/module/{name.replace('-', '_')}").exists]
     assert absent == []
 
 
 def test_sysctl(node: Node) -> None:
-    wanted = {"net.ipv4.ip_forward": "1", **node.settings.sysctl}
+    wanted = node_settings.sysctl(node.settings, node.group)
     shared = node.container
     for key, value in wanted.items():
-        if not shared or key.startswith("net."):
+        # A kernel may lack one of those that gpuready sets by itself.
+        there = key in node.settings.sysctl or node.host.file(f"/proc/sys/{key.replace('.', '/')}").exists
+        if key not in SYSCTL_LEAST and there and (not shared or key.startswith("net.")):
             assert str(node.host.sysctl(key)).split() == value.split(), f"{key} on {node.name}"
 
 
 def test_inotify(node: Node) -> None:
     _own_kernel(node)
-    assert node.host.sysctl("fs.inotify.max_user_instances") >= 8192
-    assert node.host.sysctl("fs.inotify.max_user_watches") >= 524288
+    for key, least in SYSCTL_LEAST.items():
+        assert node.host.sysctl(key) >= int(node.settings.sysctl.get(key, least)), f"{key} on {node.name}"
 
 
 def test_swap_is_off_and_stays_off(node: Node) -> None:

@@ -41,7 +41,7 @@ def machines(able: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         controlplane.down(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shell(machines: State) -> Shell:
     """`shell("machine-0", "id", user="root")`, over SSH, with the host keys that the rehearsal knows."""
 
@@ -56,7 +56,9 @@ def shell(machines: State) -> Shell:
                 data["ssh_port"],
                 user,
                 key_filename=data["ssh_key"],
-                timeout=10,
+                timeout=60,
+                banner_timeout=60,
+                auth_timeout=60,
                 allow_agent=False,
                 look_for_keys=False,
             )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gpuready.charts_values.kube import Api
+from gpuready.charts_values.node_settings import numbers
 from gpuready.rehearsal.state import State
 
+from ..rehearsal import commands
 from .conftest import Shell
 
 INVENTORY = """
@@ -27,10 +30,13 @@ gpu_nodes = (_inventory.hosts(_this), {"gpuready": _this})
 """
 DEPLOY = """
 import sys
+from functools import partial
 from gpuready.charts_values.errors import GpureadyError
-from gpuready.deploys.nodes import operations, preparation
+from gpuready.deploys.nodes import operations, preparation, rollout
 from pyinfra.context import host
 
+# How long a node is watched before the next one's turn: the rest is as it is.
+operations.Rollout = partial(rollout.Rollout, timing=rollout.Timing(hold_s=2, canary_hold_s=2))
 try:
     if "gpu_nodes" in host.groups:
         preparation.prepare(host.data.get("gpuready"))
@@ -66,6 +72,11 @@ STATIC = {
 }
 # containerd cannot start with it, however good the file looks.
 FATAL = {**STATIC, "limits": {"nofile": 8}}
+# One whole CPU, Guaranteed.
+WHOLE_CPU = {"limits": {"cpu": "1", "memory": "32Mi"}}
+PODS = "/api/v1/namespaces/default/pods"
+# What takes a moment on an idle host, and longer where other tests run beside these.
+SECONDS = 90.0
 Prepare = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -81,14 +92,16 @@ def prepare(machines: State, tmp_path: Path) -> Prepare:
     ) -> subprocess.CompletedProcess[str]:
         more = {"GPUREADY_STATE_DIR": str(machines.folder), "NODE": json.dumps(node), "MAINTAIN": json.dumps(maintain)}
         pyinfra = Path(sys.executable).with_name("pyinfra")
+        # Told yes beforehand, pyinfra would not find out what a --dry would change.
+        caller = {key: value for key, value in os.environ.items() if key not in ("PYINFRA_YES", "CLUSTER")}
         return subprocess.run(
             [pyinfra, "inventory", deploy, *(options or ("-y",))],
             cwd=tmp_path,
-            env={**os.environ, **more, "PYINFRA_PROGRESS": "off", "PYINFRA_YES": ""},
+            env={**caller, **more, "PYINFRA_PROGRESS": "off"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=400,
         )
 
     return run
@@ -97,6 +110,31 @@ def prepare(machines: State, tmp_path: Path) -> Prepare:
 def configz(machines: State, name: str) -> dict[str, Any]:
     found: dict[str, Any] = Api.connect(machines.kubeconfig).get(f"/api/v1/nodes/{name}/proxy/configz")["kubeletconfig"]
     return found
+
+
+@contextlib.contextmanager
+def running(api: Api, name: str, resources: dict[str, Any]) -> Iterator[str]:
+    """A pod on machine-0, and its container's id."""
+    container = {"name": "main", "image": "busybox:1.36", "command": ["sleep", "3600"], "resources": resources}
+    spec = {"nodeName": "machine-0", "terminationGracePeriodSeconds": 0, "containers": [container]}
+    api.create(PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
+    try:
+        pod = commands.until(
+            lambda: api.get(f"{PODS}/{name}"), lambda one: one["status"]["phase"] in ("Running", "Failed"), SECONDS
+        )
+        assert pod["status"]["phase"] == "Running", pod["status"]
+        yield pod["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2]
+    finally:
+        api.delete(f"{PODS}/{name}")
+        commands.until(lambda: api.find(f"{PODS}/{name}"), lambda one: one is None, SECONDS)
+
+
+def cpus(shell: Shell, container: str) -> tuple[int, ...]:
+    """The CPUs that the kernel lets a container on machine-0 run on."""
+    one = f"grep -qs {container} $one/cgroup && sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' $one/status"
+    said = shell("machine-0", f"for one in /proc/[0-9]*; do {one}; done", user="root")[1].split()
+    assert len(set(said)) == 1, said
+    return numbers(said[0])
 
 
 def steady(machines: State) -> bool:
@@ -115,6 +153,10 @@ def test_settings_arrive_stay_come_back_and_go(machines: State, shell: Shell, pr
     )
     assert "+cpuManagerPolicy: static" in shown.stderr
     assert configz(machines, "machine-0")["cpuManagerPolicy"] == "none"
+    api = Api.connect(machines.kubeconfig)
+    online = numbers(shell("machine-0", "cat /sys/devices/system/cpu/online")[1])
+    with running(api, "guaranteed", WHOLE_CPU) as pod:
+        assert cpus(shell, pod) == online
 
     done = prepare(STATIC)
     assert done.returncode == 0, done.stderr
@@ -128,6 +170,14 @@ def test_settings_arrive_stay_come_back_and_go(machines: State, shell: Shell, pr
         assert config["reservedMemory"] == [{"numaNode": 0, "limits": {"memory": "818Mi"}}]
         assert shell(name, "cat /var/lib/kubelet/cpu_manager_state", user="root")[1].count('"policyName":"static"') == 1
     assert steady(machines)
+    with running(api, "best-effort", {}) as other:
+        assert cpus(shell, other) == online
+        with running(api, "guaranteed", WHOLE_CPU) as pod:
+            own = cpus(shell, pod)
+            # A CPU of its own, and not the reserved one; the others get what is left, within a reconciliation.
+            assert len(own) == 1 and own != (0,)
+            rest = tuple(one for one in online if one not in own)
+            commands.until(lambda: cpus(shell, other), lambda now: now == rest, SECONDS)
 
     again = prepare(STATIC)
     assert again.returncode == 0, again.stderr

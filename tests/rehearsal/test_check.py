@@ -61,9 +61,10 @@ def healed(installed: State) -> Iterator[State]:
 def test_a_healthy_cluster_passes_without_a_warning(installed: State) -> None:
     data = report(installed, "check")
     assert (data["verdict"], data["exit_code"], data["cluster"]["rehearsal"]) == ("pass", 0, True)
-    # The fleet has no RoCE rails, and no machine that SSH reaches: tests/nodes has those.
+    # The fleet has no RoCE rails, nothing but GPUs and RDMA, and no machine that SSH reaches: tests/nodes has those.
     others = [one for one in data["results"] if not one["check"].startswith("node.")]
-    assert [one["check"] for one in others if one["status"] != "pass"] == ["network.secondary"]
+    idle = [one["check"] for one in others if one["status"] != "pass"]
+    assert idle == ["network.secondary", "resources.allocatable"]
     assert {one["reason"] for one in data["results"] if one not in others} == {"NoSshNodes"}
     assert gpuready(installed, "check").stdout.startswith("REHEARSAL PASS ")
 
@@ -203,6 +204,10 @@ def one_line(done: Any) -> str:
         (("check", "--cluster", "rehearsal", "--kubeconfig", "missing"), "kubeconfig missing does not exist"),
         (("check", "--cluster", "rehearsal", "--context", "nope"), "nope"),
         (("check", "--kubeconfig", "x"), "need --cluster"),
+        (
+            ("check", "--node", "gpu-001"),
+            "--node gpu-001: inventory and cluster know no such node; did you mean gpu-0001?",
+        ),
         (("show", "missing.json"), "cannot read missing.json"),
         (("explain", "gpu.nothing"), "there is no check"),
         (("values", "nothing"), "no release 'nothing'"),

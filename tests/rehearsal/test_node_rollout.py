@@ -19,6 +19,7 @@ from gpuready.deploys.nodes import copies
 from gpuready.deploys.nodes.plan import Disruption, File
 from gpuready.deploys.nodes.rollout import Rollout, Timing
 from gpuready.deploys.nodes.standing import CORDONED, standing
+from gpuready.rehearsal.fleet import CONDITIONS
 from gpuready.rehearsal.state import State
 
 from .commands import until
@@ -35,6 +36,12 @@ case "$1" in
   show) echo "MainPID=$(cat "$ROOT/pid")"; echo "ActiveState=$(cat "$ROOT/kubelet")" ;;
 esac
 """
+# The machine goes down and comes up: its kubelet runs again, under another boot id.
+SYSTEMD_RUN = """#!/bin/sh
+echo "$@" >> "$ROOT/log"
+echo another > "$ROOT/boot_id"; echo active > "$ROOT/kubelet"; echo $$ > "$ROOT/pid"
+"""
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 @dataclass
@@ -45,6 +52,7 @@ class PlayedNode:
     name: str
     root: Path
     silent: bool = False
+    network: bool | None = None
     commands: list[str] = field(default_factory=list)
     unschedulable_at_stop: bool = False
     pods_at_stop: int = -1
@@ -54,12 +62,14 @@ class PlayedNode:
             ("systemctl", SYSTEMCTL),
             ("id", "#!/bin/sh\necho 0\n"),
             ("journalctl", "#!/bin/sh\necho boom\n"),
+            ("systemd-run", SYSTEMD_RUN),
+            ("update-grub", '#!/bin/sh\necho update-grub >> "$ROOT/log"\n'),
         ):
             path = self.root / "bin" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             path.chmod(0o755)
-        for name, text in (("kubelet", "active\n"), ("pid", "1\n"), ("log", "")):
+        for name, text in (("kubelet", "active\n"), ("pid", "1\n"), ("log", ""), ("boot_id", "one\n")):
             (self.root / name).write_text(text)
         self.state.write_text(json.dumps({"policyName": "none"}))
 
@@ -82,8 +92,9 @@ class PlayedNode:
             self.unschedulable_at_stop = bool(node["spec"].get("unschedulable"))
             self.pods_at_stop = len(mine(self.api, self.name))
         environment = {**os.environ, "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}", "ROOT": str(self.root)}
+        command = command.replace(BOOT_ID, str(self.root / "boot_id"))
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=timeout, env=environment)
-        if command.startswith("systemctl start"):
+        if command.startswith(("systemctl start", "systemd-run")):
             self._start()
         return done.returncode == 0, done.stdout + done.stderr
 
@@ -97,6 +108,9 @@ class PlayedNode:
             (self.root / "kubelet").write_text("failed\n")
         elif not self.silent:
             self.state.write_text(json.dumps({"policyName": wants}))
+            if self.network is not None:
+                # One that came up finds its network, or does not with the new file.
+                report(self.api, self.name, ready=self.network or wants == "none")
             beat(self.api, self.name)
 
     def change(self, policy: str = "static") -> Disruption:
@@ -109,6 +123,14 @@ def beat(api: Api, name: str) -> None:
     lease = f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}"
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{time.time_ns() // 1000 % 1000000:06d}Z"
     api.patch(lease, {"spec": {"renewTime": stamp}})
+
+
+def report(api: Api, name: str, *, ready: bool) -> None:
+    """The condition Ready as a kubelet writes it, with and without a network plugin."""
+    status, reason, message = ("True", "KubeletReady", "") if ready else CONDITIONS["Ready"]
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    condition = {"type": "Ready", "status": status, "reason": reason, "message": message, "lastHeartbeatTime": stamp}
+    api.patch(f"/api/v1/nodes/{name}/status", {"status": {"conditions": [condition]}}, kind="strategic")
 
 
 def mine(api: Api, node: str) -> list[Object]:
@@ -281,6 +303,55 @@ def test_a_machine_that_has_joined_nothing_is_changed_at_once(api: Api, node: Ca
     Rollout(api, lambda _: None, TIMING).change(played.name, played, played.change())
     assert played.config.exists()
     assert played.log == ["daemon-reload"]
+
+
+def test_a_node_must_be_what_it_was(api: Api, node: Callable[[str], PlayedNode]) -> None:
+    # The nodes of this cluster lack a network plugin, which is no reason to wait for them to be Ready.
+    lacking = standing(api.get("/api/v1/nodes/gpu-0006"))
+    assert (lacking.ready, lacking.network_only, lacking.well) == (False, True, True)
+    # One that was Ready has to be Ready again.
+    played = node("gpu-0001")
+    report(api, played.name, ready=True)
+    until(lambda: standing(api.get(f"/api/v1/nodes/{played.name}")).ready, bool)
+    played.network = False
+    short = Timing(drain_s=20, ready_s=3, hold_s=0.5, canary_hold_s=0.5)
+    try:
+        text = fails(Rollout(api, lambda _: None, short), played, played.change(), ToolError)
+        assert "it was not as before within 3 s: NotReady, KubeletNotReady: container runtime network not ready" in text
+        assert text.endswith("what was there is back, and the node is as it was")
+        assert standing(api.get(f"/api/v1/nodes/{played.name}")).ready
+        assert cordoned(api, played.name) == (False, False)
+    finally:
+        report(api, played.name, ready=False)
+
+
+def test_one_reboot_after_the_boot_loader_was_told(api: Api, node: Callable[[str], PlayedNode]) -> None:
+    played = node("gpu-0002")
+    change = Disruption(
+        reasons=("kernel arguments",), files=played.change("none").files, commands=("update-grub",), reboot=True
+    ) + Disruption(reasons=("nouveau",), reboot=True, proofs=("true",))
+    Rollout(api, lambda _: None, TIMING).change(played.name, played, change)
+    told = [line.partition(" --timer")[0] for line in played.log]
+    assert told == ["stop kubelet", "daemon-reload", "update-grub", "--on-active=1"]
+    assert played.log[-1].endswith("systemctl reboot")
+    assert (played.root / "boot_id").read_text() == "another\n"
+    assert cordoned(api, played.name) == (False, False)
+
+
+def test_a_reboot_that_brought_nothing_is_put_back_without_another(api: Api, node: Callable[[str], PlayedNode]) -> None:
+    played = node("gpu-0002")
+    change = Disruption(
+        reasons=("kernel arguments",),
+        files=played.change("none").files,
+        commands=("update-grub",),
+        reboot=True,
+        proofs=("echo it runs without iommu=pt; false",),
+    )
+    text = fails(Rollout(api, lambda _: None, TIMING), played, change, ToolError)
+    assert "it runs without iommu=pt" in text
+    assert text.endswith("the node is as it was, but for its reboot")
+    assert not played.config.exists()
+    assert [sum(word in line for line in played.log) for word in ("systemctl reboot", "update-grub")] == [1, 2]
 
 
 def test_an_unhealthy_node_and_a_shell_without_root_are_left_alone(api: Api, node: Callable[[str], PlayedNode]) -> None:

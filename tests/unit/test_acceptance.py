@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gpuready.charts_values import inventory
-from gpuready.validators.acceptance import manifests, plan
+from gpuready.validators.acceptance import holders, manifests, plan
 from gpuready.validators.acceptance.verdicts import verdict_of
 from gpuready.validators.evidence import Evidence
 from gpuready.validators.expected import Expected
@@ -56,6 +56,89 @@ def test_a_node_with_7_of_8_runs_nvidia_smi_and_no_nccl(expected: Expected, evid
     made = planned(expected, evidence, [])
     assert [t.gpus for t in made.targets] == [8, 7]
     assert made.nccl_excluded == {"gpu-1": "it offers 7 of 8 GPUs"}
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_node_without_its_rdma_resource_spoils_no_run(expected: Expected, index: int) -> None:
+    """Whichever it is: the first one's resources are what every pod asks for."""
+    nodes = [gpu_node(f"gpu-{number}") for number in range(3)]
+    nodes[index]["status"]["allocatable"]["rdma/rdma_shared_device_a"] = "0"
+    groups = entry()["groups"]
+    groups["h100"]["nodes"] = ["gpu-0", "gpu-1", "gpu-2"]
+    expected = Expected.of(inventory.parse("lab", entry(groups=groups)))
+    made = planned(expected, Evidence(cluster={"nodes": nodes}), [])
+    assert len(made.targets) == 3, "nvidia-smi needs no NIC"
+    assert made.nccl_excluded == {f"gpu-{index}": "it offers no rdma/rdma_shared_device_a"}
+    ((pair),) = made.nccl.runs.values()
+    assert all(one.rdma == {"rdma/rdma_shared_device_a": 1} for one in pair)
+
+
+def test_pods_that_have_gpus_by_claim_or_in_parts_hold_them() -> None:
+    def pod(name: str, node: str, *limits: str, part: str = "containers") -> dict[str, Any]:
+        asked = [{"resources": {"limits": dict.fromkeys(limits, "1")}}]
+        return {"metadata": {"name": name, "namespace": "ml"}, "spec": {"nodeName": node, part: asked}}
+
+    def claim(user: str, driver: str) -> dict[str, Any]:
+        status = {
+            "allocation": {"devices": {"results": [{"driver": driver, "pool": "p", "device": "gpu-0"}]}},
+            "reservedFor": [{"resource": "pods", "name": user, "uid": "u"}],
+        }
+        return {"metadata": {"name": "c", "namespace": "ml"}, "status": status}
+
+    pods = [
+        pod("by-claim", "a"), pod("by-slice", "b", "nvidia.com/mig-1g.10gb"), pod("a-domain", "c"),
+        pod("at-start", "d", "nvidia.com/gpu", part="initContainers"), pod("cpu", "e", "cpu"),
+    ]  # fmt: skip
+    claims = [claim("by-claim", "gpu.nvidia.com"), claim("a-domain", "compute-domain.nvidia.com")]
+    assert holders.holders(pods, claims) == {"a": "ml/by-claim", "b": "ml/by-slice", "d": "ml/at-start"}
+
+
+def nccl_pod(cpus: list[str], memory: str = "2048Gi") -> dict[str, Any]:
+    """The pod of an all-reduce on nodes with so many CPUs."""
+    nodes = [gpu_node(f"gpu-{number}") for number in range(len(cpus))]
+    for one, count in zip(nodes, cpus, strict=True):
+        one["status"]["allocatable"] |= {"cpu": count, "memory": memory}
+    expected = Expected.of(inventory.parse("lab", entry()))
+    targets = planned(expected, Evidence(cluster={"nodes": nodes}), []).nccl.runs["nccl-pair"]
+    job = manifests.nccl_objects("r1", "nccl-pair", targets, expected.cluster, OWNER, 930)[-1]
+    pod: dict[str, Any] = job["spec"]["template"]["spec"]
+    return pod
+
+
+@pytest.mark.parametrize(
+    ("cpus", "memory", "cpu", "mib"),
+    [
+        (["192", "192"], "2048Gi", "32", "65536Mi"),
+        # Half of the smaller node is left to what else runs there.
+        (["192", "48"], "2048Gi", "24", "65536Mi"),
+        (["191500m", "192"], "64Gi", "32", "32768Mi"),
+    ],
+)
+def test_pods_of_an_all_reduce_are_guaranteed(cpus: list[str], memory: str, cpu: str, mib: str) -> None:
+    (container,) = nccl_pod(cpus, memory)["containers"]
+    limits = container["resources"]["limits"]
+    assert (limits["cpu"], limits["memory"]) == (cpu, mib)
+    # Requests that are not given are the limits: with all of them equal the pod is Guaranteed.
+    assert "requests" not in container["resources"]
+
+
+def test_memory_can_be_locked_and_shared() -> None:
+    pod = nccl_pod(["192", "192"])
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {"capabilities": {"add": ["IPC_LOCK"]}}
+    assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
+
+
+def test_the_clusters_own_settings_are_taken_over() -> None:
+    (container,) = nccl_pod(["192", "192"])["containers"]
+    assert container["envFrom"] == [{"configMapRef": {"name": "nccl-env", "optional": True}}]
+
+
+def test_pods_give_up_before_their_job_ends_them() -> None:
+    (container,) = nccl_pod(["192", "192"])["containers"]
+    env = {one["name"]: one["value"] for one in container["env"]}
+    assert int(env["GPUREADY_START_SECONDS"]) < int(env["GPUREADY_SECONDS"]) < 930
 
 
 @pytest.mark.parametrize(
@@ -192,7 +275,7 @@ def test_the_nccl_job_asks_for_rdma_and_decrees_nothing(expected: Expected, evid
     container = job["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "8", "rdma/rdma_shared_device_a": "1"}
     env = {one["name"]: one["value"] for one in container["env"]}
-    assert env["NCCL_DEBUG"] == "INFO"
+    assert (env["NCCL_DEBUG"], env["NCCL_DEBUG_SUBSYS"]) == ("INFO", "INIT,BOOTSTRAP,ENV,NET,GRAPH")
     assert not {"NCCL_NET_GDR_LEVEL", "NCCL_IB_HCA"} & env.keys()
     compile(config["data"]["allreduce.py"], "allreduce.py", "exec")
 

@@ -105,7 +105,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "workloads": (workload("DaemonSet", "infra/nfd-worker", NFD_IMAGE, **of_release("features", "infra")),),
         },
         "DaemonSet infra/nfd-worker does the work of NFD and belongs to release features in namespace infra "
-        "(our-base-2.1.0), which gpuready did not install",
+        "(our-base-2.1.0), which gpuready did not install; remove it, since gpuready cannot take this chart over",
     ),
     "gpu operator elsewhere": (
         {"releases": installed("gpu-operator-170000", "nvidia", "gpu-operator-v25.3.0")},
@@ -123,7 +123,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "cluster policy of nobody": (
         {"gpu_policies": (policy("ClusterPolicy", "gpu-cluster-policy"),)},
-        "ClusterPolicy gpu-cluster-policy belongs to no Helm release; the GPU Operator obeys one policy",
+        "ClusterPolicy gpu-cluster-policy belongs to no Helm release; the GPU Operator obeys one policy, and gpuready "
+        "cannot take this one over, so have it removed by the tool that made it; do not delete it while pods use GPUs: "
+        "with it the driver goes from every GPU node",
     ),
     "gpu cluster": (
         {"gpu_policies": (policy("GPUCluster", "gpus"),)},
@@ -135,8 +137,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "nic policy of somebody": (
         {"nic_policy": policy("NicClusterPolicy", "nic-cluster-policy", managedFields=[{"manager": "kubectl-edit"}])},
-        "NicClusterPolicy nic-cluster-policy was not made by gpuready (field managers: kubectl-edit); delete it, or "
-        'keep its fields and lay ours over them: `adopt`: ["nic-cluster-policy"]',
+        "NicClusterPolicy nic-cluster-policy was not made by gpuready (field managers: kubectl-edit); keep its fields "
+        "and lay ours over them: `adopt`: [\"nic-cluster-policy\"] in inventory, cluster 'lab'; do not delete it while "
+        "pods use RDMA: with it the OFED driver and the RDMA devices go from every node",
     ),
     "dra driver of its older name": (
         {"releases": installed("dra", "dra", "nvidia-dra-driver-gpu-25.8.1")},
@@ -201,6 +204,15 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "a CNI that is switched off": {
         "workloads": (workload("DaemonSet", "kube-system/aws-node", "eks/amazon-k8s-cni:v1.21", desired=0),)
     },
+    "names that begin like a CNI's": {
+        "workloads": tuple(
+            workload("DaemonSet", f"kube-system/{name}", "example.org/agent:v1")
+            for name in (
+                *("aws-node-termination-handler", "aws-node-exporter", "calico-node-metrics", "canal-server"),
+                *("kube-router-exporter", "kindnetd-metrics", "weave-net-npc", "kube-flannel-exporter"),
+            )
+        )
+    },
     "notes of a flannel that was": {
         "nodes": (
             noted("flannel.alpha.coreos.com/public-ip", "192.0.2.7"),
@@ -223,6 +235,48 @@ HARMLESS: dict[str, dict[str, Any]] = {
 
 def check(promised: Cluster, changes: dict[str, Any]) -> None:
     brownfield.check(promised, dataclasses.replace(HEALTHY, **changes), bill.releases(promised))
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("kube-flannel", "flannel"),
+        ("kube-flannel-ds-arm64", "flannel"),
+        ("canal", "Canal"),
+        ("rke2-canal", "Canal"),
+        ("calico-node-windows", "Calico"),
+        ("antrea-agent", "Antrea"),
+        ("kube-router", "kube-router"),
+        ("kube-ovn-cni", "Kube-OVN"),
+        ("ovnkube-node", "OVN-Kubernetes"),
+        ("aws-node", "the VPC CNI of AWS"),
+        ("aws-node-windows", "the VPC CNI of AWS"),
+        ("azure-cni-overlay", "the Azure CNI"),
+        ("kindnet", "kindnet"),
+    ],
+)
+def test_each_cni_is_known_by_its_daemonset(name: str, title: str) -> None:
+    with pytest.raises(RefusedError) as refused:
+        check(cluster(), {"workloads": (workload("DaemonSet", f"kube-system/{name}", "x/y:v1"),)})
+    assert f"DaemonSet kube-system/{name} is another CNI ({title})" in str(refused.value)
+
+
+def test_a_policy_of_a_release_is_adopted_with_it() -> None:
+    """Whose policy it is may be read where the release itself does not come up first."""
+    there = installed("gpu-operator-170000", "nvidia", "gpu-operator-v25.3.0")
+    seen = dataclasses.replace(
+        HEALTHY,
+        releases=there,
+        gpu_policies=(policy("ClusterPolicy", "cluster-policy", **of_release("gpu-operator-170000", "nvidia")),),
+    )
+    with pytest.raises(RefusedError) as refused:
+        brownfield.policies(cluster(), seen, bill.releases(cluster()))
+    assert str(refused.value) == (
+        "ClusterPolicy cluster-policy belongs to release gpu-operator-170000 in namespace nvidia; the GPU Operator "
+        'obeys one policy, so take it over with its values: add "gpu-operator=gpu-operator-170000@nvidia" to `adopt` '
+        "in inventory, cluster 'lab'; do not delete it while pods use GPUs: with it the driver goes from every GPU node"
+    )
+    assert "kubectl delete" not in str(refused.value)
 
 
 @pytest.mark.parametrize("case", REFUSED)

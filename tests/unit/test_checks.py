@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -40,12 +41,23 @@ def bad(expected: Expected, evidence: Evidence) -> list[Result]:
     return [one for one in results(expected, evidence) if one.status.rank >= Status.WARN.rank]
 
 
+def twice(expected: Expected, evidence: Evidence) -> list[str]:
+    """Subjects of which a check said two things: results of one id would hide each other in reports."""
+    return [
+        f"{one.id} {subject}"
+        for one in registry.of_phase("check")
+        for subject, count in Counter(finding.subject for finding in one.judge(expected, evidence)).items()
+        if count > 1
+    ]
+
+
 def test_a_healthy_cluster_raises_nothing(expected: Expected, healthy: Evidence) -> None:
     assert [(one.id, one.finding.cause, one.finding.detail) for one in bad(expected, healthy)] == []
     judged = {one.check for one in results(expected, healthy) if one.status is Status.PASS}
     # The promised cluster has no RoCE rails, and no machine is reached by SSH: tests/unit/test_node_checks.py.
     others = {one.id for one in registry.of_phase("check") if one.group != "node"}
-    assert judged == others - {"network.secondary"}
+    assert judged == others - {"network.secondary", "resources.allocatable"}
+    assert twice(expected, healthy) == []
 
 
 def node(evidence: Evidence, name: str = "gpu-1") -> dict[str, Any]:
@@ -285,7 +297,9 @@ FAULTS: list[tuple[str, Edit, str, str, str]] = [
      "gpu-1"),
     ("Kubernetes too new", lambda e: e.about.update(server_version="v1.36.2"), "versions.kubernetes",
      "OutsideRange", "lab"),
-    ("DRA driver bound", label("nvidia.com/cuda.driver-version.full", "570.1"), "dra.rules", "BelowBound", "lab"),
+    ("DRA driver bound", label("nvidia.com/cuda.driver-version.full", "570.1"), "dra.rules", "BelowBound", "gpu-1"),
+    ("DRA driver unknown", label("nvidia.com/cuda.driver-version.full", None), "dra.rules", "VersionUnknown", "gpu-1"),
+    ("Kubernetes below DRA", lambda e: e.about.update(server_version="v1.31.2"), "dra.rules", "BelowBound", "lab"),
     ("no slice", drop("resourceslices.resource.k8s.io", "gpu-1-compute-domain.nvidia.com"), "dra.slices", "NoSlice",
      "gpu-1"),
     ("two owners", both_owners, "dra.owner", "TwoOwners", "gpu-1"),
@@ -302,12 +316,13 @@ def test_a_fault_is_found(
     edit(healthy)
     found = [(one.check, one.finding.reason, one.finding.subject.name) for one in bad(pinned, healthy)]
     assert (check, reason, subject) in found
+    assert twice(pinned, healthy) == []
 
 
 def test_every_check_has_a_fault_that_it_catches() -> None:
     # The API server that does not answer is shown on a real one, in tests/rehearsal.
-    # The rails of RoCE are in test_rails.py, machines in test_node_checks.py.
-    covered = {row[2] for row in FAULTS} | {"cluster.reachable", "network.secondary"}
+    # The rails of RoCE are in test_rails.py, machines in test_node_checks.py, other resources further down.
+    covered = {row[2] for row in FAULTS} | {"cluster.reachable", "network.secondary", "resources.allocatable"}
     assert {one.id for one in registry.of_phase("check") if one.group != "node"} == covered
 
 
@@ -345,3 +360,16 @@ def test_groups_by_selector_are_counted(healthy: Evidence) -> None:
     assert [one.finding.subject.name for one in missing] == ["h100 (1 of 3)"]
     healthy.cluster["nodes"].append(gpu_node("gpu-2"))
     assert "nodes.present" not in {one.check for one in bad(expected, healthy)}
+
+
+def test_an_old_cluster_with_old_drivers_is_told_of_both(expected: Expected, healthy: Evidence) -> None:
+    healthy.about["server_version"] = "v1.31.2"
+    for name, version in (("gpu-0", "560.1"), ("gpu-1", "570.1")):
+        node(healthy, name)["metadata"]["labels"]["nvidia.com/cuda.driver-version.full"] = version
+    told = {one.id: one.finding.cause for one in results(expected, healthy) if one.check == "dra.rules"}
+    assert told == {
+        "dra.rules/cluster/lab": "Kubernetes is older than DRA needs",
+        "dra.rules/node/gpu-0": "driver is older than DRA needs",
+        "dra.rules/node/gpu-1": "driver is older than DRA needs",
+    }
+    assert twice(expected, healthy) == []

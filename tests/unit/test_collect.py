@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from gpuready.validators.checks.releases import image_tags
 from gpuready.validators.collect import cluster
 from gpuready.validators.collect.cluster import pod_reads
 from gpuready.validators.evidence import Evidence
+from gpuready.validators.workloads import kept_out, selector
 
-from .healthy import operand, pod
+from .conftest import gpu_node
+from .healthy import operand, pod, ready_policy
 
+READS = {read.key: read for read in cluster.READS}
 PLATFORM = {"gpu-operator", "kube-system"}
 
 
@@ -68,3 +73,28 @@ def test_a_claim_that_has_its_devices_is_dropped() -> None:
     claim = {"metadata": {"name": "c"}, "status": {"allocation": {"devices": {}}}}
     assert cluster._trim_claim(claim) is None
     assert cluster._trim_claim({"metadata": {"name": "c"}}) is not None
+
+
+def test_of_a_workload_no_environment_is_kept() -> None:
+    one = operand("d", "driver")
+    private = {
+        "env": [{"name": "DB_PASSWORD", "value": "hunter2"}],
+        "args": ["--token=hunter2"],
+        "command": ["hunter2"],
+    }
+    container = {"name": "c", "image": "x:y", **private}
+    one["spec"]["template"]["spec"] |= {"containers": [container], "initContainers": [container]}
+    one["spec"]["template"]["metadata"] = {"annotations": {"config": "hunter2"}}
+    one["metadata"]["annotations"] = {"objectset.rio.cattle.io/applied": "hunter2", "note": "kept"}
+    kept = cluster._trimmed(READS["daemonsets.apps"], one)
+    assert kept is not None and "hunter2" not in json.dumps(kept)
+    assert kept["metadata"]["annotations"] == {"note": "kept"}
+    assert kept["status"] == one["status"] and selector(kept) == selector(one)
+    assert kept_out(kept, gpu_node("gpu-0")) is None
+    assert image_tags(kept) == {"y"}
+
+
+def test_of_an_operators_policy_no_environment_is_kept() -> None:
+    spec = {"driver": {"enabled": True, "env": [{"name": "HTTPS_PROXY", "value": "http://me:hunter2@proxy"}]}}
+    kept = cluster._trimmed(READS["clusterpolicies.nvidia.com"], {**ready_policy(), "spec": spec})
+    assert kept is not None and kept["spec"] == {"driver": {"enabled": True}}

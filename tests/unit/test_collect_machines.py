@@ -86,6 +86,14 @@ def test_a_banner_before_the_probe_is_passed_over(ssh: Path) -> None:
     assert {json.loads(files["probe.json"])["host"] for files in evidence.nodes.values()} == {"machine-0"}
 
 
+def runs(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
 def test_a_machine_that_hangs_holds_nobody_back_and_leaves_nothing(ssh: Path) -> None:
     (ssh / "probe.json").write_text(json.dumps(real_machine()))
     write(ssh, f'case "$*" in *slow*) echo $$ > {ssh}/pid; exec sleep 60 ;; *) cat {ssh}/probe.json ;; esac')
@@ -96,7 +104,7 @@ def test_a_machine_that_hangs_holds_nobody_back_and_leaves_nothing(ssh: Path) ->
     assert evidence.failures["nodes/slow/probe.json"].kind == "unreachable"
     pid = int((ssh / "pid").read_text())
     ends = time.monotonic() + 5
-    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+    while runs(pid):
         assert time.monotonic() < ends
         time.sleep(0.05)
 

@@ -102,6 +102,15 @@ def test_what_helm_complains_of_is_one_line(tmp_path: Path) -> None:
     assert str(failed.value) == "helm list: INSTALLATION FAILED: no"
 
 
+@pytest.mark.parametrize("head", ["I0115", "W0115", "E0731", "F1231", "W1121"])
+def test_what_client_go_logs_is_no_complaint_in_any_month(tmp_path: Path, head: str) -> None:
+    log = f"{head} 09:10:11.123456   42 warnings.go:70] spec.x: unknown field"
+    binary = program(tmp_path, f'echo "{log}" >&2; echo "Error: I1 is no node" >&2; exit 1')
+    with pytest.raises(ToolError) as failed:
+        Helm(binary, None, None).releases()
+    assert str(failed.value) == "helm list: I1 is no node"
+
+
 def test_what_helm_prints_must_be_readable(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="cannot be read"):
         Helm(program(tmp_path, "echo hello"), None, None).releases()
@@ -212,6 +221,53 @@ def test_differences_name_the_path_and_both_values() -> None:
         'new: (none) -> {"x":null}',
     ]
     assert differences(old, old) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            {},
+            {"driver": {"env": [{"name": "HTTPS_PROXY", "value": "http://me:hunter2@proxy:3128"}]}},
+            'driver: (none) -> {"env":[{"name":"HTTPS_PROXY","value":"(hidden)"}]}',
+        ),
+        (
+            {"env": [{"name": "A", "value": "hunter1"}]},
+            {"env": [{"name": "A", "value": "hunter2"}]},
+            "env: changed",
+        ),
+        (
+            {"env": [{"name": "A", "value": "hunter1"}]},
+            {"env": [{"name": "B", "value": "hunter2"}]},
+            'env: [{"name":"A","value":"(hidden)"}] -> [{"name":"B","value":"(hidden)"}]',
+        ),
+        ({"hubble": {"tls": {"ca": {"key": "hunter1"}}}}, {"hubble": {"tls": {"ca": {"key": "hunter2"}}}}, "changed"),
+        ({}, {"tls": {"ca": {"cert": "hunter2"}}}, 'tls: (none) -> {"ca":{"cert":"(hidden)"}}'),
+        ({"hubble": {"tls": {"enabled": True}}}, {"hubble": {"tls": {"enabled": False}}}, "true -> false"),
+        ({}, {"server": {"clientKey": "hunter2"}}, 'server: (none) -> {"clientKey":"(hidden)"}'),
+        ({}, {"auth": {"user": "me", "password": "hunter2"}}, '{"user":"me","password":"(hidden)"}'),
+        ({}, {"proxy": "http://me:hunter@2@proxy:3128/x"}, "proxy: (none) -> http://(hidden)@proxy:3128/x"),
+        ({"a": "http://me:hunter1@p"}, {"a": "http://me:hunter2@p"}, "a: changed"),
+        ({}, {"args": ["--api-token=hunter2", "--v=4"]}, 'args: (none) -> ["--api-token=(hidden)","--v=4"]'),
+        ({}, {"extra": "-----BEGIN RSA KEY-----\nhunter2"}, "extra: (none) -> (hidden)"),
+        ({}, {"config": '{"password": "hunter2 too", "x": 1}'}, '{"password": (hidden), "x": 1}'),
+        ({}, {"driver": {"env": {"PGPASS": "hunter2"}}}, 'driver: (none) -> {"env":{"PGPASS":"(hidden)"}}'),
+        ({"env": {"A": "hunter1"}}, {"env": {"A": "hunter2"}}, "env.A: changed"),
+    ],
+)
+def test_differences_hide_what_opens_a_door(old: dict[str, Any], new: dict[str, Any], said: str) -> None:
+    (found,) = differences(old, new)
+    assert said in found
+    assert "hunter" not in found
+
+
+def test_differences_show_what_is_no_secret() -> None:
+    toleration = {"key": "nvidia.com/gpu", "operator": "Exists"}
+    assert differences({}, {"tolerations": [toleration], "agentNotReadyTaintKey": "k", "image": "a/b:1@sha256:0"}) == [
+        "agentNotReadyTaintKey: (none) -> k",
+        "image: (none) -> a/b:1@sha256:0",
+        'tolerations: (none) -> [{"key":"nvidia.com/gpu","operator":"Exists"}]',
+    ]
 
 
 def test_differences_hide_secrets_and_long_text() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 
 import pytest
 from gpuready.charts_values.errors import InputError
+from gpuready.charts_values.inventory import Cluster
 from gpuready.validators import registry
 from gpuready.validators.evidence import Evidence, ReadFailure
 from gpuready.validators.expected import Expected
@@ -197,6 +199,40 @@ def test_every_check_is_written_up_and_names_real_upstreams() -> None:
             assert order.index(upstream.partition("/")[0]) <= order.index(one.id), f"{one.id} after {upstream}"
 
 
+def test_every_source_can_be_opened_by_a_stranger() -> None:
+    private = re.compile(r"\b(install|health|platform) facts\b|\bdesign:|\bsection \d|#\d")
+    for one in registry.all_checks():
+        told = " ".join((one.title, one.proves, one.rule, one.source, one.fix, one.avoid))
+        assert not private.search(told), one.id
+
+
 def test_a_rehearsal_is_told_by_every_tier(expected: Expected, evidence: Evidence) -> None:
     twin = dataclasses.replace(expected, cluster=dataclasses.replace(expected.cluster, rehearsal=True))
     assert judge(twin, evidence, [make("a.b", finding(Status.PASS))])[0].tier == "simulated"
+
+
+def test_two_findings_about_one_subject_become_one_result(expected: Expected, evidence: Evidence) -> None:
+    """Of results with one id, reports and `diff` would keep only one; the worst one stays, and tells of the rest."""
+    check = make(
+        "a.b",
+        finding(Status.PASS, detail="fine"),
+        finding(Status.WARN, detail="slow"),
+        finding(Status.FAIL, detail="gone"),
+        finding(Status.PASS, Subject("node", "gpu-1")),
+    )
+    found = {one.id: (one.status, one.finding.detail) for one in judge(expected, evidence, [check])}
+    assert found == {
+        "a.b/node/gpu-0": (Status.FAIL, "gone; cause: slow"),
+        "a.b/node/gpu-1": (Status.PASS, ""),
+    }
+
+
+def test_without_expectations_nothing_is_excused_as_spot(healthy: Evidence) -> None:
+    """A bundle without expected.json promises no group, and so no spot group."""
+    nobody = Expected(Cluster(name="bundle", entry={}, groups=()), ())
+    status = healthy.cluster["clusterpolicies.nvidia.com"][0]["status"]
+    status["conditions"] = [{"type": "Ready", "status": "True", "reason": "NoGPUNodes"}]
+    found = {one.check: one.finding for one in judge(nobody, healthy, list(registry.of_phase("check")))}
+    assert not [one.cause for one in found.values() if "spot" in one.cause]
+    assert (found["gpu.allocatable"].status, found["gpu.allocatable"].reason) == (Status.SKIP, "NothingExpected")
+    assert (found["gpu.policy"].status, found["gpu.policy"].reason) == (Status.FAIL, "FalselyReady")

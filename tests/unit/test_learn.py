@@ -299,6 +299,26 @@ def test_a_service_network_that_is_not_served_is_hinted_at(seen: Evidence) -> No
         parsed(draft)
 
 
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [
+        ("https://127.0.0.1:6443", "127.0.0.1 is this machine"),
+        ("https://rancher.example/k8s/clusters/c-1", "rancher.example is a proxy before it"),
+        ("https://10.0.0.1:6443/", None),
+    ],
+)
+def test_an_api_server_that_nodes_do_not_reach_so_is_asked_for(seen: Evidence, server: str, why: str | None) -> None:
+    seen.about["server"] = server
+    comment = entry_from(seen, "lab").comments.get(("api_server",))
+    assert comment == (why and f"fill in: host:port of the API server as nodes reach it; {why}")
+
+
+def test_extended_resources_are_read_in_every_notation(seen: Evidence) -> None:
+    for one in seen.objects("nodes"):
+        one["status"]["capacity"]["rdma/rdma_shared_device_a"] = "1k"
+    assert parsed(entry_from(seen, "lab")).groups[0].resources["rdma/rdma_shared_device_a"] == 1000
+
+
 def test_what_may_not_be_read_is_said(seen: Evidence) -> None:
     seen.failures[SERVICES] = ReadFailure("forbidden", "HTTP 403")
     del seen.cluster[SERVICES]

@@ -23,7 +23,7 @@ def test_every_requirement_is_pinned(root: Path, lock: str) -> None:
         *project["project"]["dependencies"],
         *project["project"]["optional-dependencies"]["dev"],
     ]
-    pinned = dict(re.findall(r"^([\w.-]+)==(\S+) \\$", lock, re.MULTILINE))
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)(?: ; .+)? \\$", lock, re.MULTILINE))
     for requirement in map(Requirement, asked):
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 

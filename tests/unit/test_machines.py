@@ -40,6 +40,13 @@ def test_a_network_in_use_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not ip_network(first.network).overlaps(ip_network(second.network))
 
 
+def test_two_rehearsals_that_start_together_have_two_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Neither has an interface yet, and both begin to look at the same place.
+    monkeypatch.setattr(plan, "_routes", list)
+    drawn = [plan.draw(Path("/b"), "10.64.0.0/12", 1).network for _ in range(2)]
+    assert len(set(drawn)) == 2
+
+
 def test_what_the_host_lacks_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("PATH", str(tmp_path))

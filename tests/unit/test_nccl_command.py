@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import importlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from typing import Any
 
 import pytest
 from gpuready.rehearsal.outputs.nccl import Host, render
+
+ZSTD = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
 
 
 def _logs(**changes: Any) -> dict[str, str]:
@@ -90,18 +91,52 @@ def test_gzip_file_and_gzip_stdin(tmp_path: Path) -> None:
     assert damaged.stderr.startswith(f"gpuready: {file} is damaged: ".encode())
 
 
-def test_zstd_is_read_or_refused_with_the_way_around(tmp_path: Path) -> None:
-    text = "".join(_logs().values()).encode()
+def test_zstd_file_and_zstd_stdin(tmp_path: Path) -> None:
+    packed = ZSTD.compress("".join(_logs().values()).encode())
     file = tmp_path / "run.log.zst"
-    for name in ("compression.zstd", "zstandard"):
-        if importlib.util.find_spec(name.partition(".")[0]) is not None:
-            file.write_bytes(importlib.import_module(name).compress(text))
-            assert _run(file).returncode == 0
-            return
-    file.write_bytes(b"\x28\xb5\x2f\xfd" + text)
+    file.write_bytes(packed)
+
+    assert _run(file).returncode == 0
+    assert _run("-", stdin=packed).returncode == 0
+
+
+def test_zstd_in_several_frames(tmp_path: Path) -> None:
+    """As logs look that were packed one by one and then joined."""
+    file = tmp_path / "run.log.zst"
+    file.write_bytes(b"".join(ZSTD.compress(log.encode()) for log in _logs().values()))
+
+    assert _run(file).returncode == 0
+
+
+@pytest.mark.parametrize("how", ["cut", "cut in the first block", "overwritten", "followed by something else"])
+def test_damaged_zstd_is_one_line(tmp_path: Path, how: str) -> None:
+    packed = ZSTD.compress("".join(_logs().values()).encode())
+    damaged = {
+        "cut": packed[:-2000],
+        "cut in the first block": packed[:100],
+        "overwritten": packed[:1000] + bytes(2000) + packed[3000:],
+        "followed by something else": packed + b"and more",
+    }[how]
+    file = tmp_path / "run.log.zst"
+    file.write_bytes(damaged)
+
+    for done in (_run(file), _run("-", stdin=damaged)):
+        assert (done.returncode, done.stdout) == (2, b"")
+        (line,) = done.stderr.decode().splitlines()
+        assert " is damaged: " in line
+
+
+def test_zstd_that_needs_much_memory_is_refused_with_the_way_around(tmp_path: Path) -> None:
+    options = {ZSTD.CompressionParameter.window_log: 27}
+    packer = ZSTD.ZstdCompressor(options=options)
+    file = tmp_path / "run.log.zst"
+    file.write_bytes(packer.compress(b"x" * 1000) + packer.flush())
+
     done = _run(file)
-    assert done.returncode == 2
-    assert f"zstd -dc {file} | gpuready nccl -" in done.stderr.decode()
+
+    assert (done.returncode, done.stdout) == (2, b"")
+    (line,) = done.stderr.decode().splitlines()
+    assert line.endswith("unpack it first: zstd -dc --long=31 FILE | gpuready nccl -")
 
 
 @pytest.mark.parametrize(

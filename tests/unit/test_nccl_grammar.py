@@ -34,7 +34,8 @@ def test_channel_between_hosts(record: str, nic: str, gdr: int) -> None:
     transport = nccl.read([_log(record)]).to_json()["transport"]
 
     direction = "receive" if "[receive]" in record else "send"
-    count = {"send": 0, "receive": 0, "gdr": gdr} | {direction: 1}
+    count = {"send": 0, "receive": 0, "gdr": gdr, "gdr_send": 0, "gdr_receive": 0}
+    count |= {direction: 1, f"gdr_{direction}": gdr}
     assert transport["by_nic"] == {f"gpu-a/{nic}": count}
     assert (transport["net_channels"], transport["gdr_channels"]) == (1, gdr)
     assert transport["pxn_channels"] == ("4(4)" in record)
@@ -153,7 +154,10 @@ _ROW = "  1073741824  268435456  float  sum  -1   4575.2  234.69  440.04       0
         "2026-01-02T03:04:05.678901234+00:00 stderr F ",
         "[pod/nccl-worker-0/node] ",
         " 7: ",
+        "[pod/nccl-worker-0/node] 2026-01-02T03:04:05.678901234Z ",
         "[default3]:",
+        "[rank3]:",
+        "[2026-01-02 03:04:05] ",
         "\x1b[32m",
     ],
 )
@@ -177,6 +181,36 @@ def test_launchers_decoration_is_taken_off(tag: str) -> None:
     assert facts["transport"]["by_host"] == {"gpu-a": {"net": 1, "gdr": 1}}
     assert facts["benchmark"]["max_size_busbw_gbytes_s"] == 440.04
     assert facts["benchmark"]["average_busbw_gbytes_s"] == 440.19
+
+
+def test_lines_of_a_log_service() -> None:
+    records = _log("Using network IB", "Channel 00/0 : 0[0] -> 8[0] [send] via NET/IB/0/GDRDMA")
+    lines = [line.rstrip("\n") for line in (*records, _ROW)]
+
+    report = nccl.read([[f"| 2026-01-02T03:04:05.678Z | {line} |\n" for line in lines]])
+
+    assert (report.gdr_channels, report.torn, report.networks) == (1, 0, ("IB",))
+    assert report.benchmark is not None and len(report.benchmark.rows) == 1
+
+
+@pytest.mark.parametrize("at", range(1, 60, 3))
+def test_line_that_the_container_runtime_split_anywhere(at: int) -> None:
+    """What the first part alone looks like must not count."""
+    stamp = "2026-01-02T03:04:05.678901234Z stdout"
+    record = "gpu-a:101:141 [0] NCCL INFO Channel 00/0 : 0[0] -> 8[0] [send] via NET/IB/0/GDRDMA"
+    parts = [f"{stamp} P {record[:at]}\n", f"{stamp} F {record[at:]}\n"]
+
+    for lines in (parts, [*_log("Using network IB"), *parts, *_log("Using network IB")]):
+        report = nccl.read([lines])
+        assert (report.gdr_channels, report.torn) == (1, 0)
+
+
+def test_line_whose_end_never_came() -> None:
+    stamp = "2026-01-02T03:04:05.678901234Z stdout"
+
+    report = nccl.read([[f"{stamp} P gpu-a:101:141 [0] NCCL INFO Channel 00/0 : 0[0] -> 8[0] [sen\n"]])
+
+    assert report.torn == 1
 
 
 def test_line_that_the_container_runtime_split_is_joined() -> None:

@@ -78,6 +78,94 @@ def test_statistics_after_each_half() -> None:
     assert (table["max_size_busbw_gbytes_s"], table["rows"][0]["wrong"]) == (144.89, 7)
 
 
+_OLD_HALF = "    434.2   77.27  144.89  5e-07"
+_OLD_HEAD_HALF = "     time   algbw   busbw  error"
+
+
+@pytest.mark.parametrize(
+    ("names", "cells"),
+    [
+        ("size count type", "33554432 8388608 float"),
+        ("size count type redop", "33554432 8388608 float sum"),
+        ("size count type root", "33554432 8388608 float 0"),
+        ("size count type redop root", "33554432 8388608 float sum 0"),
+        # 2.9 to 2.12 name the column for collectives without a reduction, too.
+        ("size count type redop", "33554432 8388608 float       "),
+    ],
+)
+def test_heads_and_rows_up_to_2_12(names: str, cells: str) -> None:
+    """all_gather, all_reduce, broadcast, reduce, alltoall."""
+    table = _table(f"#  {names}{_OLD_HEAD_HALF}{_OLD_HEAD_HALF}", f"{cells}{_OLD_HALF}{_OLD_HALF}", *_END)
+
+    assert [(row["bytes"], row["time_us"], row["busbw_gbytes_s"]) for row in table["rows"]] == [
+        (33554432, 434.2, 144.89)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("half", "cells", "rest"),
+    [
+        ("time algbw busbw #wrong i_min i_max i_p99 i_cv%", "434.2 77.27 144.89 0 430.1 440.2 439.9 0.91", ""),
+        ("time algbw busbw #wrong i_min i_max i_p99 i_cv%", "434.2 77.27 144.89 0 430.1 440.2 439.9 0.91", "stamp"),
+        ("cputime algbw busbw #wrong", "434.2 77.27 144.89 0", ""),
+        ("time algbw busbw #wrong", "434.2 77.27 144.89 0", "stamp"),
+    ],
+)
+def test_statistics_cpu_time_and_time_stamps(half: str, cells: str, rest: str) -> None:
+    head, end = ("timestamp", "2026-01-02 03:04:05") if rest else ("", "")
+    rows = [f"  {size} 8388608 float sum -1 {cells} {cells} {end}" for size in (33554432, 67108864)]
+
+    table = _table(f"#  size count type redop root {half} {half} {head}", *rows, *_END)
+
+    assert [(row["bytes"], row["time_us"], row["busbw_gbytes_s"], row["wrong"]) for row in table["rows"]] == [
+        (33554432, 434.2, 144.89, 0),
+        (67108864, 434.2, 144.89, 0),
+    ]
+
+
+def test_out_of_place_half_left_blank() -> None:
+    """As nccl-tests prints what it replays."""
+    row = f"    33554432       8388608     float     sum      -1{' ' * 32}    459.2   73.07  137.01      4"
+
+    table = _table(_NEW, row, _ROW.replace("33554432", "67108864"), *_END)
+
+    assert [(row["busbw_gbytes_s"], row["wrong"]) for row in table["rows"]] == [(137.01, 4), (144.89, 0)]
+
+
+def test_lines_that_a_log_service_shows_twice() -> None:
+    lines = ["# Collective test starting: all_reduce_perf", _NEW, _ROW, *_END]
+
+    report = nccl.read([[line for line in lines for _ in range(2)]])
+
+    assert not any("table" in reason for reason in report.incomplete)
+    assert [len(table.rows) for table in report.tables] == [1]
+
+
+def _head(rank: int, pid: int, host: str = "gpu-a") -> str:
+    return f"#  Rank {rank:2} Group  0 Pid {pid} on {host} device  0 [0000:1b:00] NVIDIA H100 80GB HBM3"
+
+
+def test_each_process_its_own_rank_0_is_nccl_tests_without_mpi() -> None:
+    """Their tables run into each other, as the launcher prints them."""
+    lines = [*(_head(0, pid) for pid in (101, 102)), *(_head(0, pid, "gpu-b") for pid in (101, 102))]
+
+    report = nccl.read([[*lines, _NEW, *[_ROW] * 4, *_END]])
+
+    assert report.separate and report.ranks == 1
+    reasons = {one.reason for one in nccl.verdict(report).findings if one.status == "unproven"}
+    assert "SeparateRuns" in reasons
+
+
+def test_benchmarks_in_a_row_are_one_job_each() -> None:
+    lines = []
+    for run in (100, 200):
+        lines += [_head(rank, run + rank) for rank in range(4)] + [_NEW, _ROW, *_END]
+
+    report = nccl.read([lines])
+
+    assert not report.separate and report.ranks == 4
+
+
 def test_one_half_only() -> None:
     table = _table(
         "#       size         count      type   redop    root     time   algbw   busbw #wrong",
@@ -148,6 +236,17 @@ def test_torn_row_is_told() -> None:
 
     assert "1 rows of a benchmark table are torn" in report.incomplete
     assert report.benchmark is not None and list(report.benchmark.rows) == [33554432]
+
+
+@pytest.mark.parametrize("lost", ["    sum", "     -1", "    sum      -1", "  144.89", "      0", "  77.27  144.89"])
+def test_row_that_lost_a_cell_is_torn(lost: str) -> None:
+    """The cells after it stand one place too far to the left."""
+    assert lost in _ROW
+
+    report = nccl.read([[_NEW, _ROW.replace(lost, "", 1), _ROW.replace("33554432", "67108864"), *_END]])
+
+    assert "1 rows of a benchmark table are torn" in report.incomplete
+    assert report.benchmark is not None and list(report.benchmark.rows) == [67108864]
 
 
 def test_numbers_of_something_else_are_no_row() -> None:

@@ -100,6 +100,11 @@ def test_sound_settings_pass_in_silence(table: dict[str, Any]) -> None:
             {},
             "takes part of the core with CPUs 0,8; reserve all of them or none",
         ),
+        (
+            {"cpu_manager": {"policy": "static", "options": {"full-pcpus-only": True}}, "reserved": {"cpus": "0,8"}},
+            {"online": tuple(range(15)), "cores": (*((core, core + 8) for core in range(7)), (7,))},
+            "whole cores of 2 threads, and 1 are online in part, first CPUs 7; bring their siblings online",
+        ),
         ({"reserved": {"cpus": "0-8"}}, {}, "the reservation keeps 9 of 16 CPUs from pods, more than half"),
         ({"reserved": {"kube_cpu": "9"}}, {}, "the reservation keeps 9 of 16 CPUs"),
         (
@@ -156,6 +161,12 @@ def test_many_numa_nodes_are_fine_once_they_are_allowed() -> None:
     assert fit.check(settings(topology_manager={"policy": "none"}), superchip, H100) == []
 
 
+def test_a_limit_that_the_node_sets_itself_counts() -> None:
+    theirs = Kubelet(version="v1.35.4", config={"topologyManagerPolicyOptions": {"max-allowable-numa-nodes": "40"}})
+    superchip = dataclasses.replace(HGX, numa=tuple(Numa(index, (), 64 * GIB) for index in range(34)), kubelet=theirs)
+    assert fit.check(settings(), superchip, H100) == []
+
+
 def test_cores_without_siblings_take_odd_reservations() -> None:
     single = dataclasses.replace(HGX, cores=tuple((cpu,) for cpu in range(16)))
     table = {"cpu_manager": {"policy": "static", "options": {"full-pcpus-only": True}}, "reserved": {"cpus": "0-2"}}
@@ -168,6 +179,9 @@ def test_nics_behind_the_shared_plugin_are_said_not_to_be_aligned() -> None:
     )
     (note,) = fit.check(settings(), HGX, group)
     assert "rdma/rdma_shared_device_a is shared, and its device plugin names no NUMA node" in note
+    few = dataclasses.replace(group, resources={"nvidia.com/gpu": 8, "rdma/rdma_shared_device_a": 8})
+    assert fit.check(settings(), HGX, few) == [note]
+    assert fit.check(settings(topology_manager={"policy": "none"}), HGX, group) == []
     exclusive = dataclasses.replace(group, resources={"nvidia.com/gpu": 8, "rdma/hca": 8})
     assert fit.check(settings(), HGX, exclusive) == []
 

@@ -9,135 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuready.charts_values import inventory
 from gpuready.charts_values.errors import RefusedError
-from gpuready.charts_values.groups import Group
-from gpuready.charts_values.inventory import Cluster
-from gpuready.deploys.nodes import boot, containerd, guards, machine, preparation
-from gpuready.deploys.nodes.facts import Containerd, Kubelet, NodeFacts, Numa
-from gpuready.deploys.nodes.plan import Disruption, NodePlan, diff
-from gpuready.deploys.nodes.standing import CORDONED
-from gpuready.deploys.nodes.systems import system_of
+from gpuready.deploys.nodes import boot, containerd, machine, preparation
+from gpuready.deploys.nodes.facts import Containerd, Kubelet
+from gpuready.deploys.nodes.plan import diff
 
-GIB = 2**20  # in KiB
-CONFIG = """version = 2
-# ours
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "registry.k8s.io/pause:3.10"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-    runtime_type = "io.containerd.runc.v2"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-      SystemdCgroup = false
-"""
-DUMP = CONFIG.replace('"registry.k8s.io/pause:3.10"', '"registry.k8s.io/pause:3.10"\n  enable_cdi = false')
-# What containerd 2 shows of itself where nobody has set anything.
-DUMP_2 = """version = 3
-[plugins]
-  [plugins.'io.containerd.cri.v1.runtime']
-    enable_cdi = true
-    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-      SystemdCgroup = true
-"""
-BARE = NodeFacts(
-    name="gpu-0",
-    os_id="ubuntu",
-    os_version="24.04",
-    kernel="6.8.0-60-generic",
-    cmdline="BOOT_IMAGE=/vmlinuz root=/dev/sda1 ro quiet",
-    online=tuple(range(8)),
-    cores=tuple((cpu,) for cpu in range(8)),
-    governors={"schedutil": 8},
-    numa=(Numa(0, tuple(range(8)), 64 * GIB),),
-    memory_kib=64 * GIB,
-    available_kib=60 * GIB,
-    swaps=("/swap.img",),
-    sysctl={
-        "net.ipv4.ip_forward": "0",
-        "fs.inotify.max_user_instances": "128",
-        "fs.inotify.max_user_watches": "1000000",
-        "kernel.numa_balancing": "1",
-    },
-    modules=frozenset({"overlay"}),
-    units={"chrony": {"load": "loaded", "active": "inactive", "enabled": "disabled"}},
-    package_manager="apt",
-    kernels=("linux-image-6.8.0-60-generic", "linux-image-generic"),
-    containerd=Containerd(version="1.7.27", config=CONFIG, dump=DUMP),
-    kubelet=Kubelet(version="v1.35.4"),
-    files={
-        "/etc/default/grub": "GRUB_CMDLINE_LINUX=\n",
-        machine.FSTAB: "UUID=1 / ext4 defaults 0 1\n/swap.img none swap sw 0 0\n",
-    },
+from .bare_machine import (
+    BARE,
+    BRIDGE,
+    CONFIG,
+    DUMP,
+    DUMP_2,
+    GIB,
+    GPU,
+    IB,
+    cluster,
+    content,
+    facts,
+    plan,
+    settled,
+    titles,
 )
-GROUP = {"nodes": ["gpu-0"], "gpu_product": "NVIDIA-H100-80GB-HBM3", "resources": {"nvidia.com/gpu": 8}}
-IB: dict[str, Any] = {**GROUP, "rdma": "ib", "nics": 8, "resources": {"nvidia.com/gpu": 8, "rdma/hca": 8}}
-GPU = {"class": "0x030200", "vendor": "0x10de", "address": "0000:18:00.0", "numa_node": 0}
-BRIDGE = {"class": "0x060400", "vendor": "0x1000", "address": "0000:16:00.0", "acs": {"capability": 31, "control": 29}}
-
-
-def cluster(group: dict[str, Any] | None = None, node: dict[str, Any] | None = None, **changes: Any) -> Cluster:
-    entry = {
-        "pod_cidr": "10.244.0.0/16",
-        "service_cidr": "10.96.0.0/16",
-        "driver_version": "580.95.05",
-        "groups": {"h100": group or GROUP},
-        "node": node or {},
-        **changes,
-    }
-    return inventory.parse("lab", entry)
-
-
-def facts(**changes: Any) -> NodeFacts:
-    return dataclasses.replace(BARE, **changes)
-
-
-def plan(seen: NodeFacts = BARE, node: dict[str, Any] | None = None, **more: Any) -> NodePlan:
-    made = cluster(node=node, **more)
-    return preparation.plan(made, made.groups[0], seen, None)
-
-
-def titles(made: NodePlan) -> list[str]:
-    return [one.title for one in made.steps if one.needed]
-
-
-def content(made: NodePlan, path: str) -> str:
-    (found,) = [one for one in (*made.files, *made.disruption.files) if one.path == path]
-    return found.content or ""
-
-
-def settled(made: NodePlan, seen: NodeFacts) -> NodeFacts:
-    """The node as it is found after everything was done, and after a reboot."""
-    written = {one.path: one.content for one in (*made.files, *made.disruption.files)}
-    config = written.get(seen.containerd.config_file, seen.containerd.config) or ""
-    return dataclasses.replace(
-        seen,
-        files={**seen.files, **written},
-        swaps=(),
-        governors={"performance": 8},
-        held=seen.kernels,
-        modules=seen.modules | set(machine.modules(preparation.settings_of(cluster(), None), None, "inbox")) | RDMA,
-        sysctl={
-            **seen.sysctl,
-            **dict(line.split(" = ") for line in content(made, machine.SYSCTL_FILE).splitlines()[1:]),
-        },
-        units={
-            "chrony": {"load": "loaded", "active": "active", "enabled": "enabled"},
-            **{name: {"enabled": "enabled"} for name in ("gpuready-swap-off", "gpuready-cpu-governor", "gpuready-acs")},
-        },
-        cmdline=f"{seen.cmdline} iommu=pt",
-        versions={"pciutils": "1:3.10"},
-        pci=tuple({**one, "acs": None} for one in seen.pci),
-        containerd=dataclasses.replace(
-            seen.containerd, config=config, dump=config if "enable_cdi" in config else seen.containerd.dump
-        ),
-        kubelet=dataclasses.replace(
-            seen.kubelet,
-            environment={path: text or "" for path, text in written.items() if path == "/etc/default/kubelet"},
-            drop_ins={path: text or "" for path, text in written.items() if path.endswith("50-gpuready.conf")},
-        ),
-    )
-
-
-RDMA = frozenset({"ib_core", "ib_uverbs", "mlx5_ib", "rdma_cm", "rdma_ucm", "ib_umad"})
 
 
 def test_a_bare_machine_gets_everything_and_then_nothing_more() -> None:
@@ -146,7 +38,7 @@ def test_a_bare_machine_gets_everything_and_then_nothing_more() -> None:
     made = plan(seen, node=node, group=IB)
     assert titles(made) == [
         "modules",
-        "nouveau out of the initial RAM disk",
+        "initial RAM disk",
         "sysctl",
         "swap off",
         "CPU governor",
@@ -185,6 +77,48 @@ def test_modules_of_rdma_are_left_to_the_operator_that_owns_ofed() -> None:
     assert "mlx5_ib" not in content(plan(group=IB, ofed_owner="operator"), machine.MODULES_FILE)
 
 
+def test_options_of_modules() -> None:
+    node = {
+        "module_options": {
+            "nvidia": "NVreg_OpenRmEnableUnsupportedGpus=1",
+            "ib_core": "netns_mode=0 recv_queue_size=512",
+        }
+    }
+    seen = facts(modules=frozenset({"overlay", "ib_core"}))
+    made = plan(seen, node=node)
+    assert content(made, machine.OPTIONS_FILE).splitlines()[1:] == [
+        "options ib_core netns_mode=0 recv_queue_size=512",
+        "options nvidia NVreg_OpenRmEnableUnsupportedGpus=1",
+    ]
+    assert "initial RAM disk" in titles(made)
+    assert made.notes == ("gpu-0: `module_options` of ib_core count when it is loaded again: at the next boot",)
+    there = settled(made, seen)
+    again = plan(there, node=node)
+    assert (titles(again), again.notes) == ([], ())
+    gone = plan(there)
+    assert [one.path for one in gone.files if one.content is None] == [machine.OPTIONS_FILE]
+    assert titles(gone) == ["initial RAM disk"]
+
+
+@pytest.mark.parametrize(
+    ("system", "command"),
+    [
+        ("ubuntu", "apt-get install -y -q chrony && systemctl enable -q --now chrony.service"),
+        ("rhel", "dnf install -y -q chrony && systemctl enable -q --now chronyd.service"),
+    ],
+)
+def test_a_machine_without_a_time_service_gets_one(system: str, command: str) -> None:
+    bare = {"os_id": system, "os_version": {"ubuntu": "24.04", "rhel": "9.4"}[system], "units": {}}
+
+    def clock(**changes: Any) -> list[str]:
+        return [one.command for one in plan(facts(**bare, **changes)).steps if one.title == "time synchronisation"]
+
+    (found,) = clock()
+    assert found.endswith(command)
+    # Something that we do not know keeps its clock.
+    assert clock(synchronized=True) == []
+
+
 def test_a_container_has_no_kernel_of_its_own() -> None:
     made = plan(facts(container="systemd-nspawn", governors={}), group=IB)
     assert titles(made) == ["sysctl"]
@@ -202,16 +136,6 @@ def test_red_hat() -> None:
     assert "grubby --update-kernel=ALL --remove-args=iommu=pt" in made.disruption.undo
     assert machine.without_kernels("[main]\nexclude=foo\ngpgcheck=1\n") == "[main]\nexclude=foo kernel*\ngpgcheck=1\n"
     assert machine.without_kernels("excludepkgs=kernel*\n") == "excludepkgs=kernel*\n"
-
-
-def test_kernel_arguments_that_inventory_no_longer_names_go() -> None:
-    first = plan(node={"kernel_arguments": ["iommu=pt"]})
-    text = content(first, boot.GRUB_DROP_IN)
-    assert text.endswith('GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX iommu=pt"\n')
-    there = facts(files={**BARE.files, boot.GRUB_DROP_IN: text})
-    gone = boot.kernel_arguments(preparation.settings_of(cluster(), None), there, system_of(there)[0])
-    assert (gone.files[0].content, gone.reboot) == (None, True)
-    assert not boot.kernel_arguments(preparation.settings_of(cluster(), None), BARE, system_of(BARE)[0])
 
 
 def test_hugepages() -> None:
@@ -238,12 +162,6 @@ def test_what_inventory_no_longer_asks_for_goes() -> None:
     assert titles(made) == ["units that are no longer wanted"]
     later = dataclasses.replace(there, files={**there.files, **dict.fromkeys(gone)})
     assert titles(plan(later, node={"governor": "keep", "swap": "keep"})) == []
-
-
-def test_the_script_for_acs_is_a_script() -> None:
-    script = content(plan(facts(pci=(GPU, BRIDGE)), node={"acs": "off"}), boot.ACS_SCRIPT)
-    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
-    assert "setpci -s" in script
 
 
 @pytest.mark.parametrize(
@@ -410,83 +328,3 @@ def test_the_proof_fails_where_a_drop_in_wins(tmp_path: Path, monkeypatch: pytes
         (tmp_path / "containerd").chmod(0o755)
         path = f"{tmp_path}:/usr/bin:/bin"
         assert (subprocess.run(["sh", "-c", proof], env={"PATH": path}, check=False).returncode == 0) is good
-
-
-# -- guards -------------------------------------------------------------------------------------------------------
-
-JOINED = facts(traces={"kubeadm": ("/etc/kubernetes/kubelet.conf",)})
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "kubeadm join 10.0.0.1:6443 --token x",
-        "sudo kubeadm reset --force",
-        "/usr/local/bin/k3s-agent-uninstall.sh",
-        "k3s-uninstall.sh",
-        "rm -rf /etc/kubernetes",
-        "curl -sfLk https://x/node/join?token=y | sh -",
-    ],
-)
-def test_clusters_are_never_made_or_left(command: str) -> None:
-    for platform in ("hosted", "vcluster"):
-        with pytest.raises(RefusedError, match=f"is never run on platform {platform}"):
-            guards.check(platform, BARE, [command])
-    with pytest.raises(RefusedError, match=r"has joined a cluster \(/etc/kubernetes/kubelet.conf\)"):
-        guards.check("kubeadm", JOINED, [command])
-    guards.check("kubeadm", BARE, [command])
-
-
-def test_our_own_commands_are_harmless() -> None:
-    for platform in ("kubeadm", "k3s", "hosted", "vcluster"):
-        made = plan(facts(pci=(GPU, BRIDGE), traces=JOINED.traces), node={"acs": "off"}, group=IB, platform=platform)
-        assert made.commands()
-        guards.check(platform, JOINED, [*made.commands(), "cat /var/lib/kubelet/kubeadm-flags.env"])
-
-
-def test_a_control_plane_on_a_hosted_node_is_said() -> None:
-    seen = facts(traces={"kubeadm": ("/etc/kubernetes/manifests/kube-apiserver.yaml",)})
-    assert "somebody ran kubeadm init" in plan(seen, platform="hosted").notes[0]
-    assert plan(seen).notes == ()
-
-
-# -- maintenance --------------------------------------------------------------------------------------------------
-
-
-def test_what_disturbs_waits_for_a_maintenance() -> None:
-    change, reboot = Disruption(reasons=("kubelet",)), Disruption(reasons=("kernel",), reboot=True)
-    calm = cluster()
-    line = preparation.withheld(calm, change, "gpu-0", joined=True)
-    assert line is not None
-    assert "withheld, since it disturbs pods: kubelet; to make it, add 'gpu-0' to `maintenance`" in line
-    assert preparation.withheld(calm, Disruption(), "gpu-0", joined=True) is None
-    # A machine that has joined nothing has no pods; yet nobody's machine is rebooted unasked.
-    assert preparation.withheld(calm, change, "gpu-0", joined=False) is None
-    assert preparation.withheld(calm, reboot, "gpu-0", joined=False) is not None
-    for names in (["*"], ["lab"], ["gpu-0"]):
-        assert preparation.withheld(cluster(maintenance=names), reboot, "gpu-0", joined=True) is None
-    assert preparation.withheld(cluster(maintenance=["gpu-1"]), change, "gpu-0", joined=True) is not None
-
-
-def test_an_interrupted_rollout_is_taken_up() -> None:
-    made = cluster(maintenance=["*"])
-    seen = facts(containerd=Containerd())
-    first = preparation.plan(made, made.groups[0], seen, None)
-    marked = {"metadata": {"name": "gpu-0", "annotations": {CORDONED: "rollout"}}}
-    again = preparation.plan(made, made.groups[0], settled(first, seen), marked)
-    assert again.disruption.reasons == ("an earlier run was interrupted here, and left the node cordoned",)
-
-
-def test_the_group_of_a_machine() -> None:
-    two = cluster(groups={"a": GROUP, "b": {**GROUP, "nodes": (), "count": 1, "selector": {"pool": "b"}}})
-    assert name(preparation.group_of(two, "gpu-0", None)) == "a"
-    assert preparation.group_of(two, "gpu-9", None) is None
-    labelled = {"metadata": {"name": "gpu-9", "labels": {"pool": "b"}}}
-    assert name(preparation.group_of(two, "gpu-9", labelled)) == "b"
-    only = cluster({**GROUP, "nodes": (), "count": 1, "selector": {"pool": "b"}})
-    assert name(preparation.group_of(only, "gpu-9", None)) == "h100"
-
-
-def name(group: Group | None) -> str:
-    assert group is not None
-    return group.name

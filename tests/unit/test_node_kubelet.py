@@ -14,6 +14,7 @@ from gpuready.charts_values.node_settings import NodeSettings
 from gpuready.deploys.nodes import kubelet
 from gpuready.deploys.nodes.facts import Kubelet, NodeFacts, Numa, from_probe
 from gpuready.deploys.nodes.plan import Disruption
+from gpuready.deploys.nodes.standing import holds, standing
 from gpuready.deploys.nodes.systems import system_of
 
 GIB = 2**20  # in KiB
@@ -318,3 +319,58 @@ def test_a_policy_that_inventory_does_not_name_stays() -> None:
     change = plan({}, facts)
     assert change.removals == ()
     assert "cpuManagerPolicy" not in change.expected
+
+
+# -- what the running kubelet says --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("has", "wants", "same"),
+    [
+        ("static", "static", True),
+        ("none", "static", False),
+        (None, "restricted", False),
+        # Amounts in another form are the same amount.
+        ("4Gi", "4096Mi", True),
+        ("1500m", "1.5", True),
+        ("100Mi", "104857600", True),
+        ("10%", "100Mi", False),
+        # It may show more than was asked for, and never less.
+        ({"cpu": "1", "memory": "1Gi"}, {"memory": "1024Mi"}, True),
+        ({"cpu": "1"}, {"memory": "1Gi"}, False),
+        ([{"numaNode": 0, "limits": {"memory": "1Gi"}}], [{"numaNode": 0, "limits": {"memory": "1024Mi"}}], True),
+        ([], [{"numaNode": 0, "limits": {"memory": "1Gi"}}], False),
+        ([{"numaNode": 1, "limits": {"memory": "1Gi"}}], [{"numaNode": 0, "limits": {"memory": "1Gi"}}], False),
+        ({"full-pcpus-only": "true"}, {"full-pcpus-only": "true", "strict-cpu-reservation": "true"}, False),
+    ],
+)
+def test_what_a_kubelet_shows_holds_what_was_asked_for(has: Any, wants: Any, same: bool) -> None:
+    assert holds(has, wants) is same
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "message", "found"),
+    [
+        ("True", "KubeletReady", "", (True, False, True)),
+        ("False", "KubeletNotReady", "container runtime network not ready: cni plugin not initialized", (0, 1, 1)),
+        ("False", "KubeletNotReady", "PLEG is not healthy", (False, False, False)),
+        # A kubelet that is silent cannot complain of its network.
+        ("Unknown", "NodeStatusUnknown", "network: Kubelet stopped posting node status", (False, False, False)),
+    ],
+)
+def test_how_a_node_stands(status: str, reason: str, message: str, found: tuple[bool, bool, bool]) -> None:
+    ready = {"type": "Ready", "status": status, "reason": reason, "message": message}
+    stands = standing({"metadata": {"name": "gpu-0"}, "status": {"conditions": [ready]}})
+    assert (stands.ready, stands.network_only, stands.well) == found
+    assert standing({"metadata": {"name": "gpu-0"}}).complaint == "NotReady, no word of its kubelet"
+    assert not standing(None).joined
+
+
+def test_several_cpu_manager_options_are_arguments_of_their_own_on_k3s() -> None:
+    table = {"cpu_manager": {"policy": "static", "options": {"full-pcpus-only": True, "strict-cpu-reservation": True}}}
+    (file,) = plan({**table, "reserved": {"cpus": "0-1"}}, platform="k3s").files
+    arguments = yaml.safe_load(file.content or "")["kubelet-arg+"]
+    assert [one for one in arguments if one.startswith("cpu-manager-policy-options")] == [
+        "cpu-manager-policy-options=full-pcpus-only=true",
+        "cpu-manager-policy-options=strict-cpu-reservation=true",
+    ]

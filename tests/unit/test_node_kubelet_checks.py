@@ -10,6 +10,8 @@ from gpuready.validators.model import Status, exit_code
 from .machines import Probe, configz, gpu_machine
 from .test_node_checks import bad, cluster, results, seen, state
 
+STATIC_OPTIONS = ("full-pcpus-only", "prefer-align-cpus-by-uncorecache")
+
 
 def test_flags_and_files_stand_in_for_a_kubelet_that_may_not_be_asked() -> None:
     evidence = seen(gpu_machine())
@@ -34,6 +36,8 @@ def k3s_machine() -> Probe:
     probe = gpu_machine()
     args = ["topology-manager-policy=restricted", "topology-manager-scope=pod", "cpu-manager-policy=static"]
     args += ["topology-manager-policy-options=prefer-closest-numa-nodes=true", "reserved-cpus=0-1"]
+    # k3s takes no list of options: the flag comes once for each.
+    args += [f"cpu-manager-policy-options={one}=true" for one in STATIC_OPTIONS]
     probe["kubelet"] |= {"flags": [], "config": None, "environment": {}, "state": {}}
     probe["containerd"] |= {"config_file": "/var/lib/rancher/k3s/agent/etc/containerd/config.toml", "dump": None}
     probe["joined"] = {"kubeadm": [], "k3s": ["/etc/rancher/node/password"], "vcluster": []}
@@ -47,9 +51,15 @@ def test_a_kubelet_inside_k3s_is_judged_by_the_flags_that_it_was_given() -> None
     text = json.dumps(k3s_machine())
     alone = Evidence(nodes={"gpu-1": {"probe.json": text}})
     assert bad(results(promise, alone)) == [("node.kubelet_restart", "unproven", "ConfigNotRead", "gpu-1")]
-    static = configz(cpuManagerPolicy="static", reservedSystemCPUs="0-1")
+    options = dict.fromkeys(STATIC_OPTIONS, "true")
+    static = configz(cpuManagerPolicy="static", reservedSystemCPUs="0-1", cpuManagerPolicyOptions=options)
     asked = Evidence(nodes={"gpu-1": {"probe.json": text, "configz.json": static}})
     assert bad(results(promise, asked)) == []
+    last = configz(
+        cpuManagerPolicy="static", reservedSystemCPUs="0-1", cpuManagerPolicyOptions={STATIC_OPTIONS[-1]: "true"}
+    )
+    lacking = Evidence(nodes={"gpu-1": {"probe.json": text, "configz.json": last}})
+    assert ("node.kubelet_restart", "fail", "NotRestarted", "gpu-1") in bad(results(promise, lacking))
     other = Evidence(nodes={"gpu-1": {"probe.json": text, "configz.json": configz()}})
     assert ("node.kubelet_restart", "fail", "NotRestarted", "gpu-1") in bad(results(promise, other))
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from gpuready.charts_values.errors import ToolError
 from gpuready.deploys.nodes import facts
+from gpuready.validators import probe as script
 
 SCRIPT = Path(__file__).resolve().parents[2] / "validators/probe.py"
 BRIDGE, GPU, NIC = "0000:16:00.0", "0000:18:00.0", "0000:19:00.0"
@@ -115,6 +116,14 @@ def test_facts_of_a_tree(tree: Path) -> None:
     assert "hush" in (seen.containerd.config or "")
 
 
+def test_modules_are_told_where_their_list_is_hidden(tree: Path) -> None:
+    put(tree, "/sys/module/nvidia/initstate", "live\n")
+    put(tree, "/sys/module/kernel/parameters/panic", "0\n")
+    assert probe(tree)["modules"] == ["nvidia"]
+    put(tree, "/proc/modules", "overlay 1 0 - Live 0x0\n")
+    assert probe(tree)["modules"] == ["overlay"]
+
+
 def test_an_empty_tree_is_no_failure(tmp_path: Path) -> None:
     found = probe(tmp_path)
     assert found["errors"] == {}
@@ -128,6 +137,21 @@ def test_a_broken_part_costs_itself_alone(tree: Path) -> None:
     assert found["errors"]["memory"].startswith("ValueError")
     assert (found["memory"], found["cpu"]["online"]) == (None, "0-3")
     assert facts.from_probe("gpu-0", found).memory_kib == 0
+
+
+def test_a_command_that_does_not_answer_is_said_and_costs_its_part_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {"containerd": "exec /bin/sleep 30", "kubelet": "echo Kubernetes v1.36.2"}.items():
+        put(tmp_path, name, f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(script, "CALL_S", 0.5)
+    found = script.probe()
+    silent = "containerd {} gave no answer in 0.5 s"
+    assert found["errors"] == {"containerd": f"{silent.format('--version')}; {silent.format('config dump')}"}
+    assert found["kubelet"]["version"] == "v1.36.2"
+    assert (found["containerd"]["version"], found["containerd"]["dump"]) == (None, None)
 
 
 def test_one_round_trip_probes_this_machine() -> None:

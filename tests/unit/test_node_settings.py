@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from gpuready.charts_values import node_settings
 from gpuready.charts_values.errors import InputError
+from gpuready.charts_values.groups import Group, RailNetwork
+from gpuready.charts_values.inventory import Cluster
 from gpuready.charts_values.node_settings import NodeSettings
 
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "inventory.md"
 WHERE = "inventory, cluster 'lab'"
 
 
@@ -19,6 +25,36 @@ def test_defaults_align_whole_nodes_and_leave_the_rest() -> None:
     assert found.topology_manager.options == {"prefer-closest-numa-nodes": "true"}
     assert (found.cpu_manager.policy, found.memory_manager.policy, found.acs) == ("", "", "keep")
     assert node_settings.parse(WHERE, {"topology_manager": {"policy": "none"}}).topology_manager.options == {}
+
+
+def test_defaults_come_with_what_is_given() -> None:
+    group = Group("h100", 1, "H100", {}, rdma="ib", nics=8)
+    given = node_settings.parse(
+        WHERE,
+        {
+            "modules": ["nvme", "ib_core"],
+            "sysctl": {"net.ipv4.ip_forward": 0, "fs.inotify.max_user_watches": 99},
+            "limits": {"nofile": 4096},
+        },
+    )
+    assert node_settings.modules(given, None, "inbox") == ("overlay", "nvme", "ib_core")
+    assert node_settings.modules(given, group, "inbox") == (
+        *("overlay", "ib_core", "ib_uverbs", "mlx5_ib", "rdma_cm", "rdma_ucm", "ib_umad", "nvme"),
+    )
+    assert node_settings.modules(given, group, "operator") == ("overlay", "nvme", "ib_core")
+    roce = dataclasses.replace(group, rdma="roce")
+    assert "ib_umad" not in node_settings.modules(given, roce, "inbox")
+    assert node_settings.sysctl(given, roce) == {
+        "net.ipv4.ip_forward": "0",
+        "kernel.numa_balancing": "0",
+        "net.ipv4.conf.all.arp_ignore": "1",
+        "net.ipv4.conf.all.arp_announce": "2",
+        "net.ipv4.conf.all.rp_filter": "2",
+        "fs.inotify.max_user_watches": "99",
+    }
+    assert node_settings.sysctl_least(given) == {"fs.inotify.max_user_instances": 8192}
+    assert node_settings.limits(given) == {"memlock": "infinity", "nofile": "4096"}
+    assert node_settings.limited_units("vcluster") == ("containerd",)
 
 
 def test_a_group_adds_to_the_cluster() -> None:
@@ -58,13 +94,22 @@ def test_amounts() -> None:
         ({"memory_manager": {"reserved": {0: "1Gi"}}}, "memory_manager: `reserved` is for policy Static"),
         ({"memory_manager": {"policy": "Static", "reserved": {"a": "1Gi"}}}, "`reserved` maps NUMA nodes to memory"),
         ({"reserved": {"cpus": "0-1;3"}}, "reserved: `cpus` is '0-1;3'; it is a list of CPUs"),
+        ({"reserved": {"cpus": "0,3-1"}}, "reserved: `cpus` is '0,3-1'; it is a list of CPUs"),
         ({"reserved": {"cpus": "0", "kube_cpu": 1}}, "reserved: `cpus` takes the place of `kube_cpu` and `system_cpu`"),
         ({"reserved": {"kube_cpu": "half"}}, "reserved: `kube_cpu` is 'half'; it is a number of CPUs"),
         ({"reserved": {"kube_memory": "4GB"}}, "reserved: `kube_memory` is '4GB'; it is an amount of memory"),
         ({"modules": "ib_umad"}, "node: `modules` must be a list of names"),
         ({"modules": ["a b"]}, "node: `modules` has 'a b', which is not allowed there"),
+        (
+            {"module_options": {"ib_core": "netns_mode=0\ninstall x /bin/sh"}},
+            "`module_options` maps modules to options such as {'ib_core': 'netns_mode=0'}",
+        ),
+        ({"module_options": {"ib core": "a=1"}}, "'ib core': 'a=1' does not fit"),
         ({"sysctl": {"ip_forward": 1}}, "node: `sysctl` has 'ip_forward', which is no name"),
         ({"sysctl": {"net.ipv4.ip_forward": True}}, "`sysctl` net.ipv4.ip_forward is True; give a number"),
+        ({"sysctl": {"vm.max_map_count": None}}, "`sysctl` vm.max_map_count is None; give a number"),
+        ({"sysctl": {"kernel.core_pattern": "a\rb"}}, "`sysctl` kernel.core_pattern is 'a\\rb'; give a number"),
+        ({"registry_mirrors": {"nvcr.io": ["https://[x"]}}, "of nvcr.io has 'https://[x'; write https://host:port"),
         ({"hugepages": {"4Mi": 2}}, "`hugepages` maps 2Mi and 1Gi to a number of pages; '4Mi': 2 does not fit"),
         ({"limits": {"memlock": "-1"}}, "`limits` maps memlock, nofile, tasks"),
         ({"kernel_arguments": ["iommu=pt; reboot"]}, "`kernel_arguments` has 'iommu=pt; reboot'"),
@@ -86,3 +131,64 @@ def test_mistakes(table: Any, line: str) -> None:
     assert line in str(refused.value)
     assert str(refused.value).startswith(WHERE)
     assert "\n" not in str(refused.value)
+
+
+def rows() -> list[dict[str, str]]:
+    """The tables of the page: the meaning of each key."""
+    tables: list[dict[str, str]] = []
+    for line in PAGE.read_text().splitlines():
+        if line == "|---|---|":
+            tables.append({})
+        elif line.startswith("| `"):
+            # An empty cell before the first bar and after the last.
+            keys, meaning = line.split("|")[1:3]
+            tables[-1] |= dict.fromkeys(re.findall(r"`([^`]+)`", keys), meaning)
+    return tables
+
+
+def test_the_page_has_every_key_of_an_entry_and_no_other() -> None:
+    tables = rows()
+    settings = names(NodeSettings)
+    for table, keys in zip(
+        tables,
+        (
+            names(Cluster) - {"name", "entry", "folder"},
+            names(Group) - {"name"},
+            names(RailNetwork) - {"name"},
+            settings,
+        ),
+        strict=False,
+    ):
+        assert set(table) == keys
+    # The keys of its tables are read by name, not by field; each is taken, and no other is known.
+    parts = {"topology_manager", "cpu_manager", "memory_manager", "reserved"}
+    listed: dict[str, set[str]] = {}
+    for dotted in tables[4]:
+        part, _, key = dotted.partition(".")
+        listed.setdefault(part, set()).add(key)
+    assert set(listed) == parts < settings
+    for part, inner in listed.items():
+        with pytest.raises(InputError) as refused:
+            node_settings.parse(WHERE, {part: {"unknown": 1}})
+        assert str(refused.value).endswith(f"known keys are {', '.join(sorted(inner))}")
+    assert len(tables) == 5
+
+
+def test_the_page_says_the_defaults_and_the_choices() -> None:
+    *_, settings, parts = rows()
+    default = NodeSettings()
+    assert f"({default.drain_timeout})" in settings["drain_timeout"]
+    for key in ("acs", "swap", "governor"):
+        assert f"`{getattr(default, key)}` (default)" in settings[key]
+    assert f"`{default.topology_manager.policy}` (default)" in parts["topology_manager.policy"]
+    assert f"`{default.topology_manager.scope}` (default)" in parts["topology_manager.scope"]
+    for one in node_settings.TOPOLOGY_POLICIES:
+        assert f"`{one}`" in parts["topology_manager.policy"]
+    for one in (*node_settings.TOPOLOGY_OPTIONS, *default.topology_manager.options):
+        assert f"`{one}`" in parts["topology_manager.options"]
+    for one in (*node_settings.LIMITS, *node_settings.HUGEPAGES):
+        assert f"`{one}`" in settings["limits"] + settings["hugepages"]
+
+
+def names(kind: Any) -> set[str]:
+    return {one.name for one in dataclasses.fields(kind)}

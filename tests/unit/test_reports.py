@@ -113,8 +113,21 @@ def test_markdown_keeps_the_table_whole() -> None:
 
 def test_prometheus_has_a_gauge_per_subject(failed: Run) -> None:
     lines = prometheus.render(failed).splitlines()
-    assert 'gpuready_result{check="gpu.allocatable",kind="node",subject="gpu-0003"} 5' in lines
-    assert 'gpuready_exit_code{kind="check"} 1' in lines
+    assert 'gpuready_result{cluster="lab",check="gpu.allocatable",kind="node",subject="gpu-0003"} 5' in lines
+    assert 'gpuready_exit_code{cluster="lab",kind="check"} 1' in lines
+
+
+def test_prometheus_keeps_clusters_apart(failed: Run) -> None:
+    assert failed.cluster is not None
+    other = dataclasses.replace(failed, cluster=dataclasses.replace(failed.cluster, name='west "1"'))
+    alone = dataclasses.replace(failed, cluster=None)
+    series = [
+        {line.rpartition(" ")[0] for line in prometheus.render(run).splitlines() if not line.startswith("#")}
+        for run in (failed, other, alone)
+    ]
+    assert not series[0] & series[1] and len(series[0]) == len(failed.results) + 1
+    assert 'gpuready_exit_code{cluster="west \\"1\\"",kind="check"}' in series[1]
+    assert 'gpuready_exit_code{kind="check"}' in series[2]
 
 
 def test_html_and_picture_show_the_answer(failed: Run) -> None:

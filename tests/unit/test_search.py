@@ -8,107 +8,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuready.charts_values import inventory
-from gpuready.rehearsal.actors import outcomes
-from gpuready.rehearsal.outputs.nccl import Host, narrowed, render
+from gpuready.rehearsal.outputs.nccl import narrowed
 from gpuready.validators import localise
-from gpuready.validators.acceptance import allreduce, baseline, manifests, plan, search
-from gpuready.validators.acceptance.verdicts import RUN_LABEL, WORKLOAD_LABEL
-from gpuready.validators.checks.benchmark import limits, nccl_bandwidth, nccl_slow
-from gpuready.validators.evidence import Evidence
-from gpuready.validators.expected import Expected
-from gpuready.validators.model import ClusterIdentity, Finding, Result, Run, Status
+from gpuready.validators.acceptance import allreduce, killed, manifests, search
+from gpuready.validators.acceptance.verdicts import INDEX_LABEL, RUN_LABEL, not_started, verdict_of
+from gpuready.validators.checks.benchmark import nccl_slow
+from gpuready.validators.model import Status
 
-from .conftest import entry, gpu_node
+from .lab import NICS, OWNER, Lab, host
 
-NICS = tuple(f"mlx5_{number}" for number in range(8))
-OWNER = {"metadata": {"name": "anchor-x", "uid": "u"}}
 SCRIPT = Path(allreduce.__file__)
-
-
-def host(name: str, slow: Mapping[str, float] | None = None, **changes: Any) -> Host:
-    """A pod on an H100 node; ``slow`` is the share of its rate that a NIC reaches."""
-    one = Host(name, 8, NICS, "IB", 400, rdma=True, gdr=True, address="192.0.2.1", slow=slow or {})
-    return dataclasses.replace(one, **changes)
-
-
-class Lab:
-    """An accepted cluster of H100 nodes, some of which are slow."""
-
-    def __init__(self, count: int, slow: Mapping[str, Mapping[str, float]], **changes: Any) -> None:
-        names = [f"gpu-{number}" for number in range(count)]
-        groups = entry()["groups"]
-        groups["h100"]["nodes"] = names
-        self.expected = Expected.of(inventory.parse("lab", entry(groups=groups, **changes)))
-        self.evidence = Evidence(cluster={"nodes": [gpu_node(name) for name in names], "pods": []})
-        self.evidence.about |= {"kind": "accept", "run": "r1", "time": "2026-01-02T00:00:00Z"}
-        self.hosts = {name: host(name, slow.get(name)) for name in names}
-        self.plan = plan.plan(self.expected, self.evidence, [], nccl="all")
-        for workload, targets in self.plan.nccl.runs.items():
-            self.run(workload, [self.hosts[one.node] for one in targets])
-
-    def run(self, workload: str, hosts: Sequence[Host]) -> None:
-        """Put the logs and pods of an all-reduce into the evidence."""
-        done = render(hosts, min_bytes=1 << 30, max_bytes=8 << 30, seed=7)
-        self.evidence.logs[workload] = {one.name: done.logs[one.name] for one in hosts}
-        self.evidence.about.setdefault("nccl", {})[workload] = {"nodes": [one.name for one in hosts]}
-        for one in hosts:
-            labels = {RUN_LABEL: "r1", WORKLOAD_LABEL: workload}
-            state = {"terminated": {"exitCode": 0}}
-            pod = {
-                "metadata": {"name": one.name, "labels": labels},
-                "spec": {"nodeName": one.name},
-                "status": {"phase": "Succeeded", "containerStatuses": [{"state": state}]},
-            }
-            self.evidence.cluster["pods"].append(pod)
-
-    def pods(self, run: localise.Run, number: int) -> list[dict[str, Any]]:
-        """The pods of a run of the search, played from the very Job that would be made."""
-        targets = [one for one in self.plan.targets if one.node in run.nodes]
-        names = tuple(NICS[rail] for rail in run.rails)
-        job = manifests.search_job("r1", run.id, "w", targets, names, run.repeats, self.expected.cluster, OWNER, 60)
-        spec = job["spec"]["template"]["spec"]
-        pods = [{"metadata": {"name": name, "uid": name}, "spec": spec} for name in run.nodes]
-        ended = outcomes.nccl_probe(pods, [self.hosts[name] for name in run.nodes], f"{number}")
-        for pod in pods:
-            said = ended[str(pod["metadata"]["uid"])]
-            state = {"terminated": {"exitCode": said.exit_code, "message": said.message}}
-            pod["status"] = {"phase": "Succeeded", "containerStatuses": [{"state": state}]}
-        return pods
-
-    def search(self) -> list[Finding]:
-        """Search as acceptance does, and judge."""
-        slow, refused = search.slow_runs(self.expected, self.evidence, self.plan)
-        about: dict[str, Any] = {"not_searched": refused, "searches": []}
-        for one in slow:
-            names = search.rails_of(one.run)
-            found = search.start(self.expected, self.evidence, one)
-            while planned := found.next_round():
-                for run in planned:
-                    pods = self.pods(run, len(found.outcomes))
-                    found.record(run.id, search.outcome(pods, len(run.nodes), names, in_full=True))
-            about["searches"].append(
-                {
-                    "workload": one.run.workload,
-                    "missed": "fail",
-                    "nodes": [target.node for target in one.targets],
-                    "rounds": found.rounds,
-                    "runs": len(found.runs),
-                    "seconds": 1.0,
-                    "rails": list(names),
-                    "verdicts": [verdict.to_json() for verdict in found.verdicts()],
-                    "state": found.to_json(),
-                }
-            )
-        if slow or refused:
-            # As it comes back from a saved bundle.
-            self.evidence.about["nccl_search"] = json.loads(json.dumps(about))
-        return list(nccl_slow(self.expected, self.evidence))
 
 
 @pytest.mark.parametrize("count", [3, 4, 8, 9])
@@ -128,6 +41,18 @@ def test_a_slow_node_is_named(count: int) -> None:
     assert (finding.reason, finding.subject.kind, finding.subject.name) == ("NodeSlow", "node", "gpu-1")
 
 
+@pytest.mark.parametrize("count", [3, 8])
+def test_a_slow_nvlink_is_named_by_the_runs_of_single_nodes(count: int) -> None:
+    lab = Lab(count, {}, broken={"gpu-1": {"nvlink": 0.5}})
+    (finding,) = lab.search()
+    assert (finding.status, finding.reason) == (Status.FAIL, "NodeSlowInside")
+    assert (finding.subject.kind, finding.subject.name) == ("node", "gpu-1")
+    assert "slow or failing alone, 2 times: no NIC takes part" in finding.detail
+    slow, usual = (float(text) for text in finding.detail.partition(" GB/s")[0].split(" of "))
+    assert (slow, usual) == (pytest.approx(237.5, rel=0.02), pytest.approx(475, rel=0.02))
+    assert "nvidia-smi nvlink" in (finding.fix or "")
+
+
 def test_two_slow_parts_are_both_named() -> None:
     found = Lab(8, {"gpu-1": {"mlx5_0": 0.4}, "gpu-6": dict.fromkeys(NICS, 0.6)}).search()
     assert {one.subject.name for one in found} == {"gpu-1/mlx5_0", "gpu-6"}
@@ -139,6 +64,26 @@ def test_of_two_nodes_none_is_accused_but_the_nic_is_named() -> None:
     assert finding.cause == "one of two nodes is slow, and without a third it cannot be told which"
     assert finding.detail.startswith("between them mlx5_5 is slow: 2")
     assert finding.nodes == ("gpu-0", "gpu-1")
+
+
+def test_what_the_log_hints_at_is_looked_at_first_and_accuses_nobody() -> None:
+    lab = Lab(8, {"gpu-2": {"mlx5_5": 0.5}})
+    logs = lab.evidence.logs["nccl-all"]
+    mark = "There are mismatched physical devices between local (mlx5_0) and remote (mlx5_1)"
+    logs["gpu-6"] += f"gpu-6:101:301 [0] NCCL INFO {mark}\n"
+    (slow,), _ = search.slow_runs(lab.expected, lab.evidence, lab.plan)
+    assert search.votes(slow) == [localise.Vote("gpu-6", "its order of NICs differs from its peers'")]
+    (finding,) = lab.search()
+    assert finding.subject.name == "gpu-2/mlx5_5"
+
+
+def test_a_warning_of_most_nodes_hints_at_none() -> None:
+    lab = Lab(4, {"gpu-2": {"mlx5_5": 0.5}})
+    for name, log in lab.evidence.logs["nccl-all"].items():
+        lab.evidence.logs["nccl-all"][name] = f"\n{name}:101:301 [0] init.cc:7 NCCL WARN something new\n{log}"
+    (slow,), _ = search.slow_runs(lab.expected, lab.evidence, lab.plan)
+    assert len(slow.run.report.warnings) == 4
+    assert search.votes(slow) == []
 
 
 def test_a_healthy_cluster_is_not_searched() -> None:
@@ -308,69 +253,84 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-# -- baselines ----------------------------------------------------------------------------------------------------
+# -- a search that was interrupted --------------------------------------------------------------------------------
+
+NOW = "2026-01-02T00:30:00Z"
 
 
-def accepted(lab: Lab, status: Status = Status.PASS, reason: str = "AsExpected") -> Run:
-    """A run in which every check that vouches for a figure ended so."""
-    results = []
-    for check in ("nccl.run", "nccl.transport", "nccl.rails", "nccl.errors", "nccl.correct", "nccl.bandwidth"):
-        (finding, *_) = nccl_bandwidth(lab.expected, lab.evidence)
-        ended = dataclasses.replace(finding, status=status, reason=reason, required=False)
-        results.append(Result(check, ended, "", "", "fabric"))
-    return Run("accept", ClusterIdentity("lab", None, None, False), "", 1.0, 1, tuple(results))
+def half_done(lab: Lab) -> tuple[search.Slow, str]:
+    """What an all-reduce was too slow for, and the state that a killed search left behind after its first round."""
+    (slow,), _ = search.slow_runs(lab.expected, lab.evidence, lab.plan)
+    found = search.start(lab.expected, lab.evidence, slow)
+    for run in found.next_round() or []:
+        pods = lab.pods(run, len(found.outcomes))
+        found.record(run.id, search.outcome(pods, len(run.nodes), NICS, in_full=True))
+    entry = {"rails": list(NICS), "time": "2026-01-02T00:00:00Z", "state": found.to_json()}
+    return slow, json.dumps({"searches": [entry]})
 
 
-def test_a_passing_acceptance_is_kept_by_what_it_was_measured_on() -> None:
-    lab = Lab(4, {})
-    new = baseline.worth_keeping(accepted(lab), lab.expected, lab.evidence)
-    assert list(new) == [
-        "h100/pair/2-nodes/all_reduce/8589934592/8xNVIDIA-H100-80GB-HBM3/8x400-ib",
-        "h100/all/4-nodes/all_reduce/8589934592/8xNVIDIA-H100-80GB-HBM3/8x400-ib",
-    ]
-    assert all(one["busbw_gbytes_s"] > 380 for one in new.values())
+def test_a_search_goes_on_from_what_a_killed_run_knew() -> None:
+    lab = Lab(8, {"gpu-2": {"mlx5_5": 0.5}})
+    slow, left = half_done(lab)
+    resumed = search.resumed(search.start(lab.expected, lab.evidence, slow), NICS, NOW, left)
+    assert resumed is not None
+    found, since = resumed
+    # Its age goes on counting, however often it is gone on with.
+    assert (len(found.outcomes), since) == (8, "2026-01-02T00:00:00Z")
+    while planned := found.next_round():
+        assert all(run.kind != "single" or run.round > 1 for run in planned), "the first round is done"
+        for run in planned:
+            pods = lab.pods(run, len(found.outcomes))
+            found.record(run.id, search.outcome(pods, len(run.nodes), NICS, in_full=True))
+    assert found.rounds <= 4
+    assert [one.subject for one in found.verdicts() if one.accuses] == ["gpu-2 rail 5"]
 
 
-def test_what_is_not_proved_is_not_kept() -> None:
-    lab = Lab(4, {})
-    assert baseline.worth_keeping(accepted(lab, Status.WARN), lab.expected, lab.evidence) == {}
-    run = accepted(lab)
-    partly = dataclasses.replace(run, results=run.results[:-1])
-    assert baseline.worth_keeping(partly, lab.expected, lab.evidence) == {}
-    assert baseline.worth_keeping(accepted(lab, Status.FAIL), lab.expected, lab.evidence) == {}
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"time": "2026-01-01T22:00:00Z"}, "too old"),
+        ({"rails": ["mlx5_0"]}, "other NICs"),
+        ({"state": {}}, "no state"),
+        ({"time": None}, "no time"),
+    ],
+)
+def test_a_search_starts_anew_where_the_question_is_another(change: dict[str, Any], why: str) -> None:
+    lab = Lab(8, {"gpu-2": {"mlx5_5": 0.5}})
+    slow, left = half_done(lab)
+    fresh = search.start(lab.expected, lab.evidence, slow)
+    assert search.resumed(fresh, NICS, NOW, left) is not None
+    entry = {**json.loads(left)["searches"][0], **change}
+    assert search.resumed(fresh, NICS, NOW, json.dumps({"searches": [entry]})) is None, why
 
 
-def test_a_baseline_is_raised_and_never_lowered() -> None:
-    lab = Lab(2, {})
-    ((name, one),) = baseline.measured(lab.expected, lab.evidence).items()
-    for before, kept in ((one["busbw_gbytes_s"] + 1, False), (one["busbw_gbytes_s"] - 1, True)):
-        lab.evidence.about["baseline"] = {name: {"busbw_gbytes_s": before}}
-        assert (name in baseline.worth_keeping(accepted(lab), lab.expected, lab.evidence)) == kept
+def test_a_search_starts_anew_among_other_nodes_and_floors() -> None:
+    lab = Lab(8, {"gpu-2": {"mlx5_5": 0.5}})
+    slow, left = half_done(lab)
+    fewer = dataclasses.replace(slow, targets=slow.targets[:-1])
+    warned = dataclasses.replace(slow, ratio=0.92)
+    for other in (fewer, warned):
+        assert search.resumed(search.start(lab.expected, lab.evidence, other), NICS, NOW, left) is None
+    fresh = search.start(lab.expected, lab.evidence, slow)
+    assert [search.resumed(fresh, NICS, NOW, text) for text in ("", "{", "[]", "{}", '{"searches": [1]}')] == [None] * 5
 
 
-@pytest.mark.parametrize(("own", "status"), [(700.0, Status.FAIL), (520.0, Status.WARN), (460.0, Status.PASS)])
-def test_a_run_is_held_against_what_the_cluster_reached(own: float, status: Status) -> None:
-    lab = Lab(2, {})
-    (name,) = baseline.measured(lab.expected, lab.evidence)
-    lab.evidence.about["baseline"] = {name: {"busbw_gbytes_s": own, "time": "2026-01-01T00:00:00Z"}}
-    (finding,) = nccl_bandwidth(lab.expected, lab.evidence)
-    assert finding.status is status
-    assert finding.detail.endswith(f"floor {0.8 * own:.1f} GB/s ({own:.1f} GB/s of this cluster, 2026-01-01T00:00:00Z)")
+def test_pods_of_a_killed_run_hold_no_gpus() -> None:
+    anchor = {"metadata": {"name": "anchor-dead", "labels": {RUN_LABEL: "dead"}}}
+    pods = [{"metadata": {"name": name, "labels": {RUN_LABEL: run}}} for name, run in (("a", "dead"), ("b", "alive"))]
+    pods.append({"metadata": {"name": "c"}})
+    left = killed.Killed((anchor,)).others(pods)
+    assert [one["metadata"]["name"] for one in left] == ["b", "c"]
+    assert killed.Killed().others(pods) == pods
 
 
-def test_a_low_baseline_does_not_lower_the_floor_of_the_class() -> None:
-    lab = Lab(2, {})
-    (name,) = baseline.measured(lab.expected, lab.evidence)
-    lab.evidence.about["baseline"] = {name: {"busbw_gbytes_s": 100.0}}
-    bar = limits(lab.expected, lab.evidence, lab.expected.cluster.groups[0], "pair", 2)
-    assert bar is not None and (bar.fail, bar.warn) == (352.0, 404.8)
-
-
-def test_a_class_without_a_figure_is_held_against_its_own_past() -> None:
-    lab = Lab(2, {})
-    group = dataclasses.replace(lab.expected.cluster.groups[0], gpu_product="NVIDIA-L40S")
-    assert limits(lab.expected, lab.evidence, group, "pair", 2) is None
-    name = baseline.key(group, "pair", 2, manifests.LARGEST_BYTES)
-    lab.evidence.about["baseline"] = {name: {"busbw_gbytes_s": 100.0}}
-    bar = limits(lab.expected, lab.evidence, group, "pair", 2)
-    assert bar is not None and bar.fail == 80.0
+def test_a_pod_that_was_never_placed_accuses_nobody() -> None:
+    waited = pod("Failed", 1, index=0, missing=[1])
+    waited["metadata"]["labels"] = {INDEX_LABEL: "0"}
+    absent = {**PENDING, "metadata": {"name": "q", "labels": {INDEX_LABEL: "1"}}}
+    silent = {**RUNNING, "metadata": {"name": "q", "labels": {INDEX_LABEL: "1"}}}
+    assert search.outcome([waited, absent], 2, NICS, in_full=True) == localise.Outcome()
+    assert search.outcome([waited], 2, NICS, in_full=True) == localise.Outcome()
+    # It runs and the other did not hear of it: that is what a broken network does.
+    assert search.outcome([waited, silent], 2, NICS, in_full=True) == localise.Outcome(failed=True)
+    assert not_started([verdict_of(one) for one in (waited, absent)]) == (1,)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpuready.charts_values import inventory
 from gpuready.charts_values.inventory import Cluster
-from gpuready.deploys.nodes import facts, machine, preparation, systems
+from gpuready.deploys.nodes import boot, facts, machine, preparation, systems
 from gpuready.deploys.nodes.facts import Containerd, Kubelet, NodeFacts, Numa
 from gpuready.deploys.nodes.plan import NodePlan
 
@@ -18,6 +18,13 @@ from .machines import real_machine
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "systems.md"
 # What machines of the rehearsal are: tests/nodes runs on them.
 RUN = ("debian", "12")
+HERE = "yes, in containers; once, in a VM"
+# What was run once, by hand, as the page says: Debian 12 with a kernel, a boot loader and NUMA nodes of its own.
+ONCE = {
+    *("modules", "initial RAM disk", "swap off", "time synchronisation", "kernel held", "kernel arguments"),
+    *(machine.OPTIONS_FILE, machine.SWAP_UNIT, machine.FSTAB, machine.HUGEPAGES_FILE, boot.GRUB_DROP_IN),
+    "/etc/containerd/config.toml",
+}
 GIB = 2**20  # in KiB
 # What containers have, and what needs a kernel of its own.
 COMMON: dict[str, Any] = {
@@ -26,7 +33,13 @@ COMMON: dict[str, Any] = {
     "reserved": {"cpus": "0", "kube_memory": "512Mi", "system_memory": "256Mi"},
     "registry_mirrors": {"REGISTRY": ["https://mirror.example"]},
 }
-ALL = {**COMMON, "hugepages": {"2Mi": 8}, "kernel_arguments": ["iommu=pt"], "acs": "off"}
+ALL = {
+    **COMMON,
+    "hugepages": {"2Mi": 8},
+    "kernel_arguments": ["iommu=pt"],
+    "module_options": {"ib_core": "netns_mode=0"},
+    "acs": "off",
+}
 MANAGERS = {"Debian": "apt", "RHEL": "dnf"}
 
 
@@ -124,13 +137,18 @@ def tables() -> list[str]:
     """The tables of the page."""
     families = {family: (name, version) for name, version, family in reversed(known())}
     plans = [plan(*families[family], family) for family in ("Debian", "RHEL")]
-    plans.append(plan(*families["Debian"], "Debian", "k3s"))
+    plans += [plan(*families["Debian"], "Debian", platform) for platform in ("k3s", "vcluster")]
     tried = rehearsed()
     found = [
         table(
             ("system", "version", "treated as", "preparation run here"),
             (
-                (name, version, family, "yes, in containers" if (name, version) == RUN else "not run here: data alone")
+                (
+                    name,
+                    version,
+                    family,
+                    "yes, in containers; once, in a VM" if (name, version) == RUN else "not run here: data alone",
+                )
                 for name, version, family in known()
             ),
         )
@@ -143,8 +161,9 @@ def tables() -> list[str]:
             first, *others = (column.get(key, "-") for column in columns)
             same = ["same" if one == first and len(one) > 12 else one for one in others]
             name = f"`{key}`" if part is files else key
-            cells.append([name, first, *same, "yes" if key in here else "not run here"])
-        found.append(table((title, "Debian", "RHEL", "k3s, on Debian", "run here"), cells))
+            run = "yes" if key in here else "once, in a VM" if key in ONCE else "not run here"
+            cells.append([name, first, *same, run])
+        found.append(table((title, "Debian", "RHEL", "k3s, on Debian", "vCluster, on Debian", "run here"), cells))
     return found
 
 
@@ -152,12 +171,14 @@ def test_the_page_says_what_the_plans_do() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for one in tables():
         assert one in text, f"docs/reference/systems.md lacks this table:\n{one}"
-    assert text.count("\n|---") == len(tables())
+    # What was run by hand follows, which no test can know.
+    planned, _, _ = text.partition("\n## Once, in a virtual machine\n")
+    assert planned.count("\n|---") == len(tables())
 
 
 def test_each_version_of_a_family_is_treated_alike() -> None:
     # One column stands for all of them.
-    for platform in ("kubeadm", "k3s"):
+    for platform in ("kubeadm", "k3s", "vcluster"):
         for family in MANAGERS:
             made = [plan(*one, platform) for one in known() if one[2] == family]
             assert all((one.files, one.steps, one.disruption) == (made[0].files, made[0].steps, made[0].disruption)

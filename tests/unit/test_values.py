@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -88,7 +89,8 @@ def test_maps_merge_the_rest_replaces_and_none_deletes() -> None:
 @pytest.mark.parametrize("kube_proxy", [False, True])
 def test_the_real_chart_has_every_key_that_we_set(shared: Path, variant: str, kube_proxy: bool) -> None:
     promised = cluster(**VARIANTS[variant])
-    seen = Observed(kube_proxy=kube_proxy, api_host="192.0.2.1", api_port=6443, operator_nodes=1)
+    devices = "eno1" if variant == "default" else ""
+    seen = Observed(kube_proxy, api_host="192.0.2.1", api_port=6443, operator_nodes=1, devices=devices)
     faults = []
     for one in bill.releases(promised):
         folder = shared / "charts" / f"{one.chart}-{one.version}"
@@ -96,7 +98,10 @@ def test_the_real_chart_has_every_key_that_we_set(shared: Path, variant: str, ku
         paths = list(leaves(values.values(one, promised, seen)))
         assert paths, one.name
         faults += [f"{one.name}: {found}" for path, value in paths if (found := fault(chart, path, value))]
-    assert faults == []
+    # What the chart's file shows as a comment it does not have as a key.
+    shown = (shared / f"charts/cilium-{release('cilium').version}/values.yaml").read_text(encoding="utf-8")
+    assert "\n# devices: " in shown
+    assert faults == (["cilium: devices does not exist"] if seen.devices else [])
 
 
 def test_a_misspelt_key_is_found(shared: Path) -> None:
@@ -132,6 +137,13 @@ def test_kube_proxy_decides_how_cilium_reaches_the_api() -> None:
     beside = values.values(release("cilium"), cluster(), Observed(True, "192.0.2.1", 6443, 3))
     assert beside["kubeProxyReplacement"] == "false"
     assert "k8sServiceHost" not in beside
+
+
+def test_cilium_stays_off_the_rails_where_its_devices_are_known() -> None:
+    assert "devices" not in values.values(release("cilium"), cluster(), OBSERVED)
+    told = dataclasses.replace(OBSERVED, devices="eno1 eno2")
+    assert values.values(release("cilium"), cluster(), told)["devices"] == "eno1 eno2"
+    assert "devices" in values.text(cluster(), "cilium").splitlines()[1]
 
 
 @pytest.mark.parametrize(("nodes", "replicas"), [(0, 1), (1, 1), (2, 2), (50, 2)])
@@ -208,6 +220,26 @@ def test_the_clusters_own_file_has_the_last_word(tmp_path: Path) -> None:
         values.values(release("cilium"), cluster(tmp_path), OBSERVED)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "path"),
+    [
+        ("cilium", "ipam: 5", "ipam"),
+        ("cilium", "ipam: {operator: [10.0.0.0/8]}", "ipam.operator"),
+        ("gpu-operator", "driver: '580'", "driver"),
+        ("nic-cluster-policy", "rdmaSharedDevicePlugin: none", "rdmaSharedDevicePlugin"),
+    ],
+)
+def test_a_table_stays_a_table(tmp_path: Path, name: str, text: str, path: str) -> None:
+    folder = tmp_path / "charts_values" / "lab"
+    folder.mkdir(parents=True)
+    (folder / f"{name}.yaml").write_text(f"{text}\n")
+    with pytest.raises(InputError, match=rf"{name}\.yaml: `{path}` must be a table of keys, or null to take it away"):
+        if name == "nic-cluster-policy":
+            resources.custom_resources(cluster(tmp_path))
+        else:
+            values.values(release(name), cluster(tmp_path), OBSERVED)
+
+
 def test_documents_name_release_chart_version_and_namespace() -> None:
     found = list(yaml.safe_load_all(values.text(cluster())))
     assert [one["release"] for one in found] == [one.name for one in bill.load()]
@@ -227,6 +259,32 @@ def test_nic_cluster_policy_names_what_inventory_expects() -> None:
         "configList": [{"resourceName": "rdma_shared_device_a", "rdmaHcaMax": 63, "selectors": {"vendors": ["15b3"]}}]
     }
     assert "ofedDriver" not in policy["spec"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "rdma", "selectors"),
+    [
+        # The link type is that of a network device, which the kernel's own modules do not give to an InfiniBand port.
+        ("inbox", "ib", {"vendors": ["15b3"]}),
+        ("host", "ib", {"vendors": ["15b3"], "linkTypes": ["infiniband"]}),
+        ("operator", "ib", {"vendors": ["15b3"], "linkTypes": ["infiniband"]}),
+        ("host", "roce", {"vendors": ["15b3"]}),
+    ],
+)
+def test_an_ethernet_nic_beside_infiniband_stays_out_of_the_pool(
+    owner: str, rdma: str, selectors: dict[str, Any]
+) -> None:
+    group = {**GROUP, "rdma": rdma, "host_network": rdma == "roce"}
+    promised = cluster(ofed_owner=owner, groups={"h100": group})
+    config = json.loads(resources.custom_resources(promised)[0]["spec"]["rdmaSharedDevicePlugin"]["config"])
+    assert config["configList"][0]["selectors"] == selectors
+
+
+def test_a_pool_of_infiniband_and_ethernet_has_both() -> None:
+    roce = {**GROUP, "nodes": ["gpu-9"], "rdma": "roce", "host_network": True}
+    promised = cluster(ofed_owner="host", groups={"h100": GROUP, "roce": roce})
+    config = json.loads(resources.custom_resources(promised)[0]["spec"]["rdmaSharedDevicePlugin"]["config"])
+    assert config["configList"][0]["selectors"] == {"vendors": ["15b3"]}
 
 
 def test_ofed_only_where_the_operator_owns_it() -> None:

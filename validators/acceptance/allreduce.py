@@ -1,8 +1,9 @@
 """NCCL all-reduce over all GPUs of all pods of an Indexed Job. Needs PyTorch, no operator and no MPI.
 
-The first process of a pod starts one process per GPU. Each writes its NCCL debug lines to a file of its own,
-so that no line is torn by another; the pod prints the files at the end. Rank 0 prints a table in the format
-of nccl-tests. The verdict is the termination message.
+The first process of a pod waits for the other pods, and names those that do not come. Then it starts one process
+per GPU. Each writes its NCCL debug lines to a file of its own, so that no line is torn by another; the pod prints the
+files at the end, also where a rank fails or hangs. Rank 0 prints a table in the format of nccl-tests. The verdict is
+the termination message.
 
 Where GPUREADY_RAILS names NICs, each of them is measured by itself instead, all at once: one process in each pod,
 on the GPU next to the NIC, with NCCL_IB_HCA set to that NIC alone.
@@ -12,8 +13,11 @@ Runs inside the probe pod from a ConfigMap, so it imports nothing of gpuready.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +27,15 @@ from typing import Any
 
 WARMUP = 5
 ITERATIONS = 20
+
+
+# Exit codes beside those of the ranks: other pods did not come, and the time was up.
+NOT_STARTED = 3
+HUNG = 124
+# How long ranks may go on when one of them has failed: to say what they saw of it.
+_LAST_WORDS_SECONDS = 10
+# Pods meet on the port below the ranks' own.
+_ROLL_CALL = -1
 
 
 def environment() -> dict[str, Any]:
@@ -39,13 +52,21 @@ def environment() -> dict[str, Any]:
         "repeats": int(get.get("GPUREADY_REPEATS", "1")),
         "rails": [name for name in get.get("GPUREADY_RAILS", "").split(",") if name],
         "backend": get.get("GPUREADY_BACKEND", "nccl"),
+        "start": float(get.get("GPUREADY_START_SECONDS", "300")),
+        "seconds": float(get.get("GPUREADY_SECONDS", "840")),
         "verdict": get.get("GPUREADY_TERMINATION_LOG", "/dev/termination-log"),
     }
 
 
 def launch() -> int:
     """Start the ranks of this pod, print what they wrote, leave the verdict."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     settings = environment()
+    end = time.monotonic() + settings["seconds"]
+    missing = roll_call(settings) if settings["nodes"] > 1 else []
+    if missing:
+        print(f"# {absent(settings, missing)}", flush=True)
+        return finished(settings, NOT_STARTED, {"missing": missing})
     with tempfile.TemporaryDirectory() as folder:
         ranks = []
         parts = rails(settings) or [{"GPUREADY_LOCAL_RANK": str(gpu)} for gpu in range(settings["gpus"])]
@@ -53,26 +74,117 @@ def launch() -> int:
             env = os.environ | {"GPUREADY_RESULT": f"{folder}/result.{number:03d}"} | part
             env["NCCL_DEBUG_FILE"] = f"{folder}/nccl.{number:03d}.log"
             ranks.append(subprocess.Popen([sys.executable, __file__], env=env))
-        codes = [rank.wait() for rank in ranks]
-        for log in sorted(Path(folder).glob("nccl.*.log")):
-            sys.stdout.write(log.read_text(errors="replace"))
-        results = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("result.*"))]
-    code = next((code for code in codes if code), 0)
-    verdict = {
-        "index": settings["index"],
-        "exit": code,
-        "ranks": settings["nodes"] * len(parts),
-        **gathered(results),
-    }
+        try:
+            code, hung = waited(ranks, end)
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+            for log in sorted(Path(folder).glob("nccl.*.log")):
+                sys.stdout.write(log.read_text(errors="replace"))
+        # Only a whole run has a result; a rank that was killed may have left half of one.
+        results = [] if code else [json.loads(file.read_text()) for file in sorted(Path(folder).glob("result.*"))]
+    more: dict[str, Any] = {"ranks": settings["nodes"] * len(parts), **gathered(results)}
+    if hung:
+        more["hung"] = [settings["index"] * len(parts) + one for one in hung]
+        print(f"# no end within {settings['seconds']:g} s: ranks {', '.join(map(str, more['hung']))}", flush=True)
+    return finished(settings, code, more)
+
+
+def finished(settings: dict[str, Any], code: int, more: dict[str, Any]) -> int:
+    """Leave the verdict; returns the exit code of the pod."""
+    verdict = {"index": settings["index"], "exit": code, **more}
     Path(settings["verdict"]).write_text(json.dumps(verdict))
     return 1 if code else 0
+
+
+def waited(ranks: list[Any], end: float) -> tuple[int, list[int]]:
+    """The first exit code that is not 0, and the ranks that were still running when the time was up.
+
+    Where a rank fails the others are not waited for much longer: they may never hear of it.
+    """
+    code = 0
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        if not code and any(codes):
+            code = next(one for one in codes if one)
+            end = min(end, time.monotonic() + _LAST_WORDS_SECONDS)
+        if None not in codes:
+            return code, []
+        if time.monotonic() > end:
+            left = [number for number, one in enumerate(codes) if one is None]
+            return (code, []) if code else (HUNG, left)
+        time.sleep(0.2)
+
+
+def roll_call(settings: dict[str, Any]) -> list[int]:
+    """Wait until every pod is there; returns the indices of those that are not when the start deadline passes."""
+    end = time.monotonic() + settings["start"]
+    port = int(settings["port"]) + _ROLL_CALL
+    if settings["index"]:
+        return reported(settings["master"], port, settings["index"], end)
+    return called(port, settings["nodes"], end)
+
+
+def called(port: int, nodes: int, end: float) -> list[int]:
+    """What the pod with index 0 does: take the others' reports, and tell each of them who is missing."""
+    present: dict[int, socket.socket] = {}
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    with socket.create_server(("", port), family=family, backlog=nodes, dualstack_ipv6=dual) as server:
+        while len(present) < nodes - 1 and time.monotonic() < end:
+            server.settimeout(max(0.01, min(1.0, end - time.monotonic())))
+            try:
+                one, _ = server.accept()
+                one.settimeout(5.0)
+                index = int(one.makefile().readline() or -1)
+            except (OSError, ValueError):
+                continue
+            if 0 < index < nodes:
+                # A pod that lost its connection reports again.
+                present[index] = one
+    missing = [index for index in range(1, nodes) if index not in present]
+    for one in present.values():
+        try:
+            one.sendall(json.dumps(missing).encode() + b"\n")
+            one.close()
+        except OSError:
+            pass
+    return missing
+
+
+def reported(master: str, port: int, index: int, end: float) -> list[int]:
+    """What every other pod does: report, and hear who is missing; the master itself where it cannot be reached."""
+    # The master may have started later, and its word is what counts.
+    limit = end + 30.0
+    while time.monotonic() < limit:
+        try:
+            with socket.create_connection((master, port), timeout=5.0) as one:
+                one.sendall(f"{index}\n".encode())
+                one.settimeout(max(1.0, limit - time.monotonic()))
+                return [int(other) for other in json.loads(one.makefile().readline())]
+        except (OSError, ValueError):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.5)
+    return [0]
+
+
+def absent(settings: dict[str, Any], missing: list[int]) -> str:
+    """Which ranks did not come, in words."""
+    each = len(settings["rails"]) or settings["gpus"]
+    ranges = {index: (index * each, index * each + each - 1) for index in missing}
+    ranks = ", ".join(
+        f"{first}-{last} (pod {index})" if each > 1 else f"{first}" for index, (first, last) in ranges.items()
+    )
+    return f"no start within {settings['start']:g} s: ranks {ranks} of {settings['nodes'] * each}"
 
 
 def gathered(results: list[dict[str, Any]]) -> dict[str, Any]:
     """What the pod with rank 0 measured; by rail where each was measured by itself."""
     by_rail = {one["rail"]: one["series"] for one in results if one["rail"]}
     if by_rail:
-        return {"rails": by_rail}
+        return {"rails": by_rail, "wrong": sum(one["wrong"] for one in results)}
     return {key: value for one in results for key, value in one.items() if key != "rail"}
 
 
@@ -137,6 +249,7 @@ def rank() -> None:
         init_method=f"tcp://{settings['master']}:{settings['port']}",
         rank=me,
         world_size=world,
+        timeout=datetime.timedelta(seconds=settings["seconds"]),
     )
     if me == 0:
         header(settings, world)

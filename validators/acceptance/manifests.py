@@ -21,8 +21,18 @@ RENDEZVOUS_PORT = 29500
 # What Multus reads.
 NETWORKS_ANNOTATION = "k8s.v1.cni.cncf.io/networks"
 _NICS_ONLY = {"NCCL_MNNVL_ENABLE": "0"}
+# What each GPU's rank takes of a node, half of which it leaves alone: threads that poll, and pinned buffers.
+_CPUS_PER_GPU = 4
+_MIB_PER_GPU = 8 << 10
+# The user's own NCCL settings, which every all-reduce takes over; namespace gpuready, by the keys' names.
+NCCL_ENV = "nccl-env"
+# A pod that hangs gives up, and prints its logs, before its Job ends it.
+_LAST_SECONDS = 60
 # The only message size of a search.
 SEARCH_BYTES = 2 << 30
+# The workload that the objects of a search are labelled with, and the file of its state.
+SEARCH = "nccl-search"
+SEARCH_FILE = "search.json"
 
 # Mirror them and name the mirror under `images` in inventory. Digests are not recorded.
 IMAGES = {
@@ -138,7 +148,7 @@ def nccl_objects(
     """
     name = f"{workload}-{run}"
     by_nic = workload.startswith(NET)
-    env = _nccl_env(f"{name}-0.{name}", targets) | (_NICS_ONLY if by_nic else {})
+    env = _nccl_env(f"{name}-0.{name}", targets, seconds) | (_NICS_ONLY if by_nic else {})
     spec = _nccl_spec(run, name, env, targets, cluster)
     linked = not by_nic and any(one.clique for one in targets)
     domain = [compute_domain(name, run, workload)] if linked else []
@@ -152,19 +162,19 @@ def nccl_objects(
 
 def search_name(run: str) -> str:
     """The objects that the runs of a search share: script, Service, and the state under the same name."""
-    return f"nccl-search-{run}"
+    return f"{SEARCH}-{run}"
 
 
 def search_objects(run: str, owner: Object) -> list[Object]:
     """The script of a search and the Service under which its ranks find each other."""
-    labels = _labels(run, "nccl", "nccl-search")
+    labels = _labels(run, "nccl", SEARCH)
     everyone = {RUN_LABEL: run, PROBE_LABEL: "nccl"}
     return [_owned(item, owner) for item in _script_and_service(search_name(run), labels, everyone)]
 
 
 def search_state(run: str, texts: Mapping[str, str], owner: Object) -> Object:
-    """What a search knows so far, for whoever comes to an interrupted one."""
-    meta = {"name": f"search-{run}", "namespace": NAMESPACE, "labels": _labels(run, "nccl", "nccl-search")}
+    """What a search knows so far, from which the next run goes on where this one is killed."""
+    meta = {"name": f"search-{run}", "namespace": NAMESPACE, "labels": _labels(run, "nccl", SEARCH)}
     return _owned({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": dict(texts)}, owner)
 
 
@@ -184,7 +194,7 @@ def search_job(
     Only here, and only where a rail is to be measured by itself, does gpuready choose NICs: the script sets
     NCCL_IB_HCA to each of ``rails`` by its exact name.
     """
-    env = _nccl_env(f"{name}-{run}-0.{search_name(run)}", targets) | _NICS_ONLY
+    env = _nccl_env(f"{name}-{run}-0.{search_name(run)}", targets, seconds) | _NICS_ONLY
     env |= {
         # What it logs beyond warnings the acceptance run has shown already.
         "NCCL_DEBUG": "WARN",
@@ -200,11 +210,12 @@ def search_job(
 
 def _nccl_spec(run: str, name: str, env: Mapping[str, str], targets: Sequence[Target], cluster: Cluster) -> Object:
     """A pod of an all-reduce; ``name`` is that of its script's ConfigMap and of its Service."""
-    limits = {resource: str(share) for resource, share in targets[0].rdma.items()}
+    limits = {resource: str(share) for resource, share in targets[0].rdma.items()} | _own_cpus(targets)
     spec = _pod_spec("nccl", ["python3", "/opt/gpuready/allreduce.py"], limits, cluster, targets)
     _ask_for_gpus(spec, targets[0], cluster, run)
     container = spec["containers"][0]
     container["env"] = [{"name": key, "value": value} for key, value in env.items()]
+    container["envFrom"] = [{"configMapRef": {"name": NCCL_ENV, "optional": True}}]
     container["ports"] = [{"name": "rendezvous", "containerPort": RENDEZVOUS_PORT}]
     container["securityContext"] = {"capabilities": {"add": ["IPC_LOCK"]}}
     container["volumeMounts"] = [
@@ -217,6 +228,17 @@ def _nccl_spec(run: str, name: str, env: Mapping[str, str], targets: Sequence[Ta
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
     ]
     return spec
+
+
+def _own_cpus(targets: Sequence[Target]) -> dict[str, str]:
+    """CPUs and memory that make the pods Guaranteed; none where a node does not say what it has.
+
+    Only such a pod gets CPUs and memory beside its GPUs and NICs from the Topology Manager.
+    """
+    gpus = targets[0].gpus
+    cpus = min(_CPUS_PER_GPU * gpus, min(one.cpus for one in targets) // 2)
+    mib = min(_MIB_PER_GPU * gpus, min(one.memory_mib for one in targets) // 2)
+    return {"cpu": str(cpus), "memory": f"{mib}Mi"} if cpus and mib else {}
 
 
 def _nccl_job(name: str, run: str, spec: Object, seconds: int, targets: Sequence[Target], workload: str) -> Object:
@@ -267,9 +289,11 @@ def _ask_for_gpus(spec: Object, target: Target, cluster: Cluster, run: str) -> N
         spec["containers"][0]["resources"]["limits"][GPU] = str(target.gpus)
 
 
-def _nccl_env(master: str, targets: Sequence[Target]) -> dict[str, str]:
+def _nccl_env(master: str, targets: Sequence[Target], seconds: int) -> dict[str, str]:
     """What the NCCL probe needs. Neither GDR level nor HCA list: the cluster's own settings are on trial."""
     return {
+        "GPUREADY_START_SECONDS": str(max(1, seconds // 2)),
+        "GPUREADY_SECONDS": str(max(seconds * 2 // 3, seconds - _LAST_SECONDS)),
         "NCCL_DEBUG": "INFO",
         "NCCL_DEBUG_SUBSYS": "INIT,BOOTSTRAP,ENV,NET,GRAPH",
         "GPUREADY_MASTER": f"{master}.{NAMESPACE}.svc",

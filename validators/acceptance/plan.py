@@ -10,8 +10,9 @@ from gpuready.charts_values.inventory import Group
 from ..checks.subjects import allocatable, condition, labels_of, name_of
 from ..evidence import Evidence, Object
 from ..expected import Expected
+from . import holders
+from .holders import GPU as GPU
 
-GPU = "nvidia.com/gpu"
 HOSTNAME = "kubernetes.io/hostname"
 # GFD's label of nodes whose NVLink leads to other nodes: cluster uuid and clique of the NVLink domain.
 CLIQUE = "nvidia.com/gpu.clique"
@@ -30,7 +31,8 @@ class Target:
     """A node that takes probe pods. ``gpus`` is what it offers now; ``rdma`` what a pod asks of it.
 
     ``clique`` is the NVLink domain that it shares with other nodes, empty where NVLink ends inside the node.
-    ``leaf`` is the switch that it hangs on, empty where no label says so.
+    ``leaf`` is the switch that it hangs on, empty where no label says so. ``cpus`` and ``memory_mib`` are what it
+    offers of those, 0 where it does not say.
     """
 
     node: str
@@ -40,11 +42,16 @@ class Target:
     rdma: Mapping[str, int]
     clique: str = ""
     leaf: str = ""
+    cpus: int = 0
+    memory_mib: int = 0
 
     @property
-    def complete(self) -> bool:
-        """Whether it offers every GPU that it should."""
-        return self.gpus == self.group.gpus
+    def lacks(self) -> str:
+        """What it should offer to an all-reduce and does not; empty where it is complete."""
+        if self.gpus != self.group.gpus:
+            return f"it offers {self.gpus} of {self.group.gpus} GPUs"
+        absent = sorted(self.group.rdma_resources.keys() - self.rdma.keys())
+        return f"it offers no {' and no '.join(absent)}" if absent else ""
 
 
 @dataclass(frozen=True)
@@ -71,16 +78,19 @@ class Plan:
     nccl_excluded: dict[str, str] = field(default_factory=dict)
 
 
-def plan(expected: Expected, evidence: Evidence, pods: Iterable[Object], *, nccl: str) -> Plan:
-    """Decide on the probes. ``pods`` are the running pods of the cluster; ``nccl`` is off, pair or all."""
-    holders = _holders(pods)
-    claims = expected.cluster.dra == "gpus"
+def plan(
+    expected: Expected, evidence: Evidence, pods: Iterable[Object], *, nccl: str, claims: Iterable[Object] = ()
+) -> Plan:
+    """Decide on the probes. ``pods`` are the running pods of the cluster and ``claims`` its ResourceClaims; ``nccl``
+    is off, pair or all."""
+    held = holders.holders(pods, claims)
+    by_claim = expected.cluster.dra == "gpus"
     targets: list[Target] = []
     refused: dict[str, str] = {}
     for one, group in expected.gpu_nodes(evidence.objects("nodes")):
         name = name_of(one)
-        offered = group.gpus if claims else allocatable(one, GPU)
-        reason = _unfit(one, offered, holders.get(name))
+        offered = group.gpus if by_claim else allocatable(one, GPU)
+        reason = _unfit(one, offered, held.get(name))
         if reason:
             refused[name] = reason
             continue
@@ -92,8 +102,10 @@ def plan(expected: Expected, evidence: Evidence, pods: Iterable[Object], *, nccl
         labels = labels_of(one)
         clique = labels.get(CLIQUE, "") if expected.cluster.dra != "off" else ""
         leaf = next((labels[key] for key in LEAVES if labels.get(key)), "")
-        targets.append(Target(name, labels.get(HOSTNAME, name), group, offered, rdma, clique, leaf))
-    excluded = {t.node: f"it offers {t.gpus} of {t.group.gpus} GPUs" for t in targets if not t.complete}
+        cpus, memory = allocatable(one, "cpu"), allocatable(one, "memory") >> 20
+        hostname = labels.get(HOSTNAME, name)
+        targets.append(Target(name, hostname, group, offered, rdma, clique, leaf, cpus, memory))
+    excluded = {target.node: target.lacks for target in targets if target.lacks}
     runs = _nccl_runs(targets, nccl)
     excluded |= refused
     return Plan(tuple(targets), refused, runs, nccl_excluded=excluded | dict(runs.left))
@@ -109,7 +121,7 @@ def _nccl_runs(targets: list[Target], nccl: str) -> NcclPlan:
     """The NCCL runs, each within one group: ranks of unlike nodes would test the weaker one."""
     if nccl == "off":
         return NcclPlan(off="deselected with --nccl off")
-    complete = [target for target in targets if target.complete]
+    complete = [target for target in targets if not target.lacks]
     groups: dict[str, list[Target]] = {}
     for target in complete:
         groups.setdefault(target.group.name, []).append(target)
@@ -147,16 +159,3 @@ def _unfit(one: Object, gpus: int, holder: str | None) -> str:
     if gpus == 0:
         return "the node offers no GPU"
     return f"its GPUs are held by {holder}" if holder else ""
-
-
-def _holders(pods: Iterable[Object]) -> dict[str, str]:
-    """Which pod holds GPUs of each node; the first one found."""
-    found: dict[str, str] = {}
-    for pod in pods:
-        spec = pod["spec"]
-        asks = any(
-            GPU in (container.get("resources", {}).get("limits") or {}) for container in spec.get("containers", ())
-        )
-        if spec.get("nodeName") and asks:
-            found.setdefault(spec["nodeName"], f"{pod['metadata']['namespace']}/{pod['metadata']['name']}")
-    return found

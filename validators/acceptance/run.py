@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gpuready.charts_values.errors import ApiError, DeadlineError, GpureadyError, UnreachableError
 from gpuready.charts_values.inventory import Cluster
@@ -22,6 +22,9 @@ from . import manifests
 from . import plan as planning
 from .plan import Plan, Target
 from .verdicts import RUN_LABEL, WORKLOAD_LABEL, refusal
+
+if TYPE_CHECKING:
+    from .killed import Killed
 
 JOBS = f"/apis/batch/v1/namespaces/{manifests.NAMESPACE}/jobs"
 PODS = f"/api/v1/namespaces/{manifests.NAMESPACE}/pods"
@@ -40,6 +43,10 @@ SMI_SECONDS = 300
 NCCL_SECONDS = 900
 # Images are there by then, and each run of a search takes seconds.
 SEARCH_SECONDS = 300
+# We stop waiting before the Job ends what hangs, and so see that it hangs.
+OVERTIME_SECONDS = 30
+# How long the pods of a killed run may take to go.
+STALE_SECONDS = 60.0
 # A run outlives an API server that restarts.
 SILENCE_SECONDS = 60.0
 # How long the Job controller may take to make pods before its events are asked why it does not.
@@ -102,6 +109,20 @@ class Acceptance:
             path = f"/apis/{template['apiVersion']}/namespaces/{manifests.NAMESPACE}/resourceclaimtemplates"
             self.api.create(path, template)
 
+    def take_over(self, stale: Killed) -> None:
+        """Keep what the searches of killed runs knew, delete these runs, and wait for their pods to free the GPUs."""
+        if not stale.anchors:
+            return
+        if stale.search:
+            self.keep_search({manifests.SEARCH_FILE: stale.search})
+        self._progress("removing what a killed run left")
+        for one in stale.anchors:
+            self.api.delete(f"{JOBS}/{one['metadata']['name']}")
+        selector = f"{RUN_LABEL} in ({','.join(sorted(stale.runs))})"
+        deadline = min(time.monotonic() + STALE_SECONDS, self._deadline)
+        while self.api.list(PODS, labelSelector=selector, resourceVersion="") and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
     def smi(self, plan: Plan, evidence: Evidence) -> None:
         """nvidia-smi on every target at once; pods, logs and XML go into the evidence."""
         if not plan.targets:
@@ -133,7 +154,9 @@ class Acceptance:
             return
         what = f"NCCL all-reduce on {len(targets)} nodes"
         seconds = self._time_for(what, NCCL_SECONDS)
-        objects = manifests.nccl_objects(self.run, workload, targets, self.cluster, self._anchor, seconds)
+        objects = manifests.nccl_objects(
+            self.run, workload, targets, self.cluster, self._anchor, seconds + OVERTIME_SECONDS
+        )
         joined = any(item["kind"] == "ComputeDomain" for item in objects)
         if joined:
             self._collections["ComputeDomain"] = _DOMAINS
@@ -165,9 +188,16 @@ class Acceptance:
         """Runs of a search side by side: all start at once, on nodes of their own."""
         seconds = self._time_for(what, SEARCH_SECONDS)
         jobs = [
-            # We stop waiting before the Job ends what hangs, and so see that it hangs.
             manifests.search_job(
-                self.run, name, workload, targets, rails, repeats, self.cluster, self._anchor, seconds + 30
+                self.run,
+                name,
+                workload,
+                targets,
+                rails,
+                repeats,
+                self.cluster,
+                self._anchor,
+                seconds + OVERTIME_SECONDS,
             )
             for name, targets, rails, repeats in parts
         ]
@@ -262,7 +292,7 @@ class Acceptance:
                         raise
                 ended = sum(pod.get("status", {}).get("phase") in ("Succeeded", "Failed") for pod in pods)
                 self._progress(f"{what}: {ended} of {count} pods done")
-                if ended >= count:
+                if ended >= count or _given_up(pods):
                     return pods
                 if (len(pods), ended) != moved:
                     moved, look = (len(pods), ended), heard + ADMISSION_SECONDS
@@ -300,14 +330,18 @@ class Acceptance:
 
     def _logs(self, pods: Sequence[Object]) -> dict[str, str]:
         names = [p["metadata"]["name"] for p in pods if p["status"].get("phase") in ("Succeeded", "Failed")]
-        return dict(zip(names, self._all(partial(self._log, name) for name in names), strict=True))
-
-    def _log(self, pod: str) -> str:
-        """A pod's log; empty where the cluster does not give it within the deadline."""
         deadline = min(time.monotonic() + LOG_SECONDS, self._deadline)
+        return dict(zip(names, self._all(partial(self._log, name, deadline) for name in names), strict=True))
+
+    def _log(self, pod: str, deadline: float) -> str:
+        """A pod's log; empty where the cluster does not give it within the deadline, or refuses it."""
         while True:
             try:
                 text = self.api.text(f"{PODS}/{pod}/log")
+            except ApiError as error:
+                if error.forbidden or error.missing:
+                    return ""
+                text = ""
             except GpureadyError:
                 text = ""
             if text or time.monotonic() > deadline:
@@ -325,45 +359,8 @@ class Acceptance:
         ]
 
 
-def remove_stale(api: Api) -> int:
-    """Delete the anchors of runs that were killed before their cleanup; returns how many.
-
-    Those that failed by their deadline, and those whose process on this machine is gone. A run of another
-    machine is left to its deadline, since it may be alive.
-    """
-    try:
-        anchors = api.list(JOBS, labelSelector="gpuready.io/probe=anchor", resourceVersion="")
-    except ApiError as error:
-        if error.missing or error.forbidden:
-            return 0
-        raise
-    stale = [one for one in anchors if _failed(one) or _orphaned(one)]
-    for one in stale:
-        api.delete(f"{JOBS}/{one['metadata']['name']}")
-    return len(stale)
-
-
 def _this_process() -> str:
     return f"{socket.gethostname()}/{os.getpid()}"
-
-
-def _orphaned(anchor: Object) -> bool:
-    """Whether the run's process was one of this machine and is gone. A pid in use again only delays it."""
-    host, _, pid = (anchor["metadata"].get("annotations") or {}).get(manifests.OWNER_ANNOTATION, "").rpartition("/")
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
-def running_pods(api: Api) -> list[Object]:
-    """The pods of the cluster that may hold GPUs."""
-    return api.list("/api/v1/pods", fieldSelector="status.phase!=Succeeded,status.phase!=Failed")
 
 
 def record_failure(evidence: Evidence, what: str, error: GpureadyError) -> None:
@@ -375,9 +372,10 @@ def record_failure(evidence: Evidence, what: str, error: GpureadyError) -> None:
     evidence.failures[what] = ReadFailure(kind, str(error))
 
 
-def _failed(job: Object) -> bool:
-    conditions: list[dict[str, Any]] = job.get("status", {}).get("conditions") or []
-    return any(one["type"] == "Failed" and one["status"] == "True" for one in conditions)
+def _given_up(pods: Iterable[Object]) -> bool:
+    """Whether those that ran have ended and one has failed: it waited for the others in vain."""
+    phases = {pod.get("status", {}).get("phase") for pod in pods}
+    return "Failed" in phases and phases <= {"Succeeded", "Failed", "Pending"}
 
 
 def _xml(text: str) -> str:

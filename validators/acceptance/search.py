@@ -9,10 +9,11 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from gpuready.charts_values.errors import DeadlineError
+from gpuready.charts_values.errors import DeadlineError, InputError
 
 from .. import localise, nccl
 from ..checks import benchmark
@@ -22,16 +23,20 @@ from ..expected import Expected
 from ..model import Status
 from ..nccl.bandwidth import FAIL_RATIO, WARN_RATIO
 from ..nccl_evidence import NcclRun, runs
+from . import manifests
 from .plan import Plan, Target
 from .run import Acceptance, Part
-from .verdicts import verdict_of
+from .verdicts import not_started, verdict_of
 
-WORKLOAD = "nccl-search"
 # 24 GB/s per 200 Gb/s is what NCCL gets out of a NIC (its maintainers, nccl-tests issue 119).
 RAIL_GBYTES_PER_GBIT = 0.12
 _BOARD_GPUS = 8
 # A ConfigMap holds a MiB at most.
 _MOST_STATE = 900_000
+# What must be alike for a search to go on from another's runs, and how old these may be.
+_QUESTION = ("schema", "seed", "repeats", "floors", "nodes")
+_RESUME_SECONDS = 3600.0
+_LONGEST_HINT = 100
 _OTHER_CAUSES = (
     nccl_checks.nccl_run,
     nccl_checks.nccl_transport,
@@ -110,7 +115,20 @@ def start(expected: Expected, evidence: Evidence, slow: Slow) -> localise.Search
     """A search among the nodes of a slow all-reduce."""
     rails = len(rails_of(slow.run)) if slow.targets[0].group.rdma != "none" else 0
     nodes = [localise.Node(one.node, one.leaf or None, rails) for one in slow.targets]
-    return localise.start(nodes, floors=floors(expected, evidence, slow))
+    return localise.start(nodes, floors=floors(expected, evidence, slow), votes=votes(slow))
+
+
+def votes(slow: Slow) -> list[localise.Vote]:
+    """Nodes that stand out in the log of the slow all-reduce: hints, by which pairs are put together.
+
+    What most nodes have in common singles out none.
+    """
+    report = slow.run.report
+    hints = [(host, "its order of NICs differs from its peers'") for host in sorted(report.devices.rails_mismatched)]
+    hints += [(one.host, f"NCCL warned there: {one.text[:_LONGEST_HINT]}") for one in report.warnings if one.host]
+    searched = {one.node for one in slow.targets}
+    found = [localise.Vote(slow.run.node(host), why) for host, why in hints if slow.run.node(host) in searched]
+    return found if 2 * len({vote.node for vote in found}) < len(searched) else []
 
 
 def outcome(pods: Sequence[Object], count: int, rails: Sequence[str], *, in_full: bool) -> localise.Outcome:
@@ -119,6 +137,9 @@ def outcome(pods: Sequence[Object], count: int, rails: Sequence[str], *, in_full
     ``in_full`` False says that they were not given the time to end.
     """
     seen = [verdict_of(pod) for pod in pods]
+    if (absent := not_started(seen)) and not {one.index for one in seen if one.phase != "Pending"} & {*absent}:
+        # One waited for another that was never placed: that says nothing of the fabric.
+        return localise.Outcome()
     if any(one.exit_code not in (0, None) or one.message.get("wrong") for one in seen):
         return localise.Outcome(failed=True)
     if len(seen) < count or any(one.exit_code is None for one in seen):
@@ -134,10 +155,35 @@ def _figures(series: Iterable[Any]) -> tuple[float, ...]:
     return tuple(float(figure) for figure in series if figure)
 
 
-def find(acceptance: Acceptance, expected: Expected, evidence: Evidence, plan: Plan) -> None:
+def resumed(fresh: localise.Search, rails: Sequence[str], time: str, left: str) -> tuple[localise.Search, str] | None:
+    """The search of a killed run and when it began, where it is the same question: nodes, leaves, NICs and floors.
+
+    ``left`` is the state that it kept, ``rails`` and ``time`` are those of this run. None where it is another
+    question, or so old that the fabric may be another.
+    """
+    try:
+        entries = json.loads(left or "{}").get("searches") or ()
+        asked = fresh.to_json()
+        for entry in entries:
+            state = entry["state"]
+            same = all(state[part] == asked[part] for part in _QUESTION) and entry["rails"] == list(rails)
+            if same and _seconds(entry["time"], time) <= _RESUME_SECONDS:
+                return localise.Search.from_json(state), entry["time"]
+    except (AttributeError, KeyError, TypeError, ValueError, InputError):
+        # Written by another version, or by somebody else.
+        return None
+    return None
+
+
+def _seconds(earlier: str, later: str) -> float:
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+
+
+def find(acceptance: Acceptance, expected: Expected, evidence: Evidence, plan: Plan, left: str = "") -> None:
     """Search for what holds slow all-reduces back; everything goes into the evidence, wave by wave.
 
-    Where all are fast enough it does nothing. It ends where the time of the run is up.
+    Where all are fast enough it does nothing. It ends where the time of the run is up. ``left`` is what the search
+    of a killed run knew; it goes on from there where it asked the same.
     """
     slow, refused = slow_runs(expected, evidence, plan)
     if not slow and not refused:
@@ -152,10 +198,16 @@ def find(acceptance: Acceptance, expected: Expected, evidence: Evidence, plan: P
             "workload": one.run.workload,
             "missed": "fail" if one.ratio == FAIL_RATIO else "warn",
             "nodes": [target.node for target in one.targets],
+            "time": evidence.about["time"],
         }
         about["searches"].append(entry)
+        search = start(expected, evidence, one)
+        earlier = resumed(search, rails_of(one.run), entry["time"], left)
+        if earlier is not None:
+            search, entry["time"] = earlier
+            entry["resumed"] = len(search.outcomes)
         try:
-            _search(acceptance, start(expected, evidence, one), one, number, entry, evidence)
+            _search(acceptance, search, one, number, entry, evidence)
         except DeadlineError as error:
             entry["stopped"] = str(error)
             return
@@ -182,7 +234,7 @@ def _search(
                 for run in runs_at_once
             ]
             what = f"search for the slow part, round {search.rounds} of at most 4: {len(parts)} runs at once"
-            workload = f"{WORKLOAD}-{number}-r{search.rounds}w{wave}"
+            workload = f"{manifests.SEARCH}-{number}-r{search.rounds}w{wave}"
             done = acceptance.wave(workload, parts, what, evidence)
             for run, pods in zip(runs_at_once, done.pods, strict=True):
                 measured = outcome(pods, len(run.nodes), names, in_full=done.in_full)
@@ -214,4 +266,4 @@ def _note(
     }
     text = json.dumps(evidence.about["nccl_search"])
     if len(text) < _MOST_STATE:
-        acceptance.keep_search({"search.json": text})
+        acceptance.keep_search({manifests.SEARCH_FILE: text})

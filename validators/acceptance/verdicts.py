@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +16,16 @@ RUN_LABEL = "gpuready.io/run"
 PROBE_LABEL = "gpuready.io/probe"
 WORKLOAD_LABEL = "gpuready.io/workload"
 NODE_LABEL = "gpuready.io/node"
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 
 @dataclass(frozen=True)
 class PodVerdict:
     """One probe pod as the API shows it at the end.
 
-    ``message`` is its JSON termination message, empty where there was none; ``exit_code`` is None while the
-    container has not ended; ``waiting`` says why it has not started, ``claims`` which ResourceClaims are its own.
+    ``index`` is its number in an Indexed Job. ``message`` is its JSON termination message, empty where there was
+    none; ``exit_code`` is None while the container has not ended; ``waiting`` says why it has not started, ``claims``
+    which ResourceClaims are its own.
     """
 
     pod: str
@@ -31,6 +34,7 @@ class PodVerdict:
     exit_code: int | None = None
     waiting: str = ""
     claims: tuple[str, ...] = ()
+    index: int | None = None
     message: dict[str, Any] = field(default_factory=dict)
 
 
@@ -40,6 +44,7 @@ def verdict_of(pod: Object) -> PodVerdict:
     containers = status.get("containerStatuses") or []
     state = containers[0].get("state", {}) if containers else {}
     ended = state.get("terminated")
+    index = {**(pod["metadata"].get("annotations") or {}), **(pod["metadata"].get("labels") or {})}.get(INDEX_LABEL)
     return PodVerdict(
         pod=pod["metadata"]["name"],
         node=pod["spec"].get("nodeName"),
@@ -51,6 +56,7 @@ def verdict_of(pod: Object) -> PodVerdict:
             for one in status.get("resourceClaimStatuses") or ()
             if one.get("resourceClaimName")
         ),
+        index=int(index) if index is not None and index.isdigit() else None,
         message=_json((ended or {}).get("message")),
     )
 
@@ -60,6 +66,12 @@ def probe_pods(evidence: Evidence, workload: str) -> list[PodVerdict]:
     mine = {WORKLOAD_LABEL: workload, RUN_LABEL: evidence.about.get("run")}
     pods = [pod for pod in evidence.objects("pods") if mine.items() <= (pod["metadata"].get("labels") or {}).items()]
     return [verdict_of(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))]
+
+
+def not_started(pods: Sequence[PodVerdict]) -> tuple[int, ...]:
+    """The indices of the pods that the others waited for in vain, as they say themselves."""
+    found = {int(index) for one in pods for index in one.message.get("missing") or ()}
+    return tuple(sorted(found - {one.index for one in pods if one.message}))
 
 
 def refusals(evidence: Evidence) -> dict[str, str]:

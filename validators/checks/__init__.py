@@ -4,8 +4,8 @@
 from . import cluster
 from . import node_access, node_system, node_containerd, node_kubelet, node_pci, node_driver, node_rdma
 from . import nodes
-from . import releases, cilium, network, secondary, gpu, node_gdr, versions
-from . import dra, probes, smi, claims, nccl, benchmark, nvlink
+from . import releases, cilium, network, secondary, gpu, resources, node_gdr, versions
+from . import dra, probes, smi, claims, nccl, nccl_settings, benchmark, nvlink
 
 # isort: on
 
@@ -17,6 +17,7 @@ __all__ = [
     "dra",
     "gpu",
     "nccl",
+    "nccl_settings",
     "network",
     "node_access",
     "node_containerd",
@@ -30,6 +31,7 @@ __all__ = [
     "nvlink",
     "probes",
     "releases",
+    "resources",
     "secondary",
     "smi",
     "versions",

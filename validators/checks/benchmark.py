@@ -82,6 +82,10 @@ _BLAMED = {
     "path": ("PathSlow", "the path between two nodes or leaves is slow"),
 }
 _NIC_FLAKY = ("NicFlaky", "a NIC is slow now and then")
+_INSIDE_FIX = (
+    "On that node: nvidia-smi nvlink -s and -e, nvidia-smi topo -m, clocks and power limits, then dcgmi diag -r 3."
+)
+_INSIDE = ("NodeSlowInside", "a node is slow by itself, without any NIC")
 
 
 @check(
@@ -91,7 +95,8 @@ _NIC_FLAKY = ("NicFlaky", "a NIC is slow now and then")
     rule="Where an all-reduce misses its floor and no other check names the cause, at most four rounds of short runs "
     "side by side: alone, in pairs, suspects with good partners NIC by NIC, and again with others. Blamed is what was "
     "slow with two partners that are good without it.",
-    source="health facts F",
+    source="GoogleCloudPlatform/cluster-health-scanner (suspects again with good partners) and "
+    "oracle-quickstart/oci-hpc (two different partners must agree)",
     fix="On that node: port state, counters and PCIe link of the NIC named, then cable and switch port; "
     "all NICs of a node: PCIe ACS, IOMMU, power and clocks.",
     avoid="Do not lower thresholds in inventory, and do not train on it meanwhile: every all-reduce waits for it.",
@@ -132,6 +137,9 @@ def _searched(search: dict[str, Any], cluster: Subject) -> Iterator[Finding]:
     for one in blamed:
         nics = [search["rails"][rail] for rail in one["rails"]] if len(one["nodes"]) == 1 else []
         reason, cause = _BLAMED[one["cause"]] if one["cause"] != "flaky" or not nics else _NIC_FLAKY
+        inside = one["cause"] == "node" and _alone(search, one["runs"])
+        if inside:
+            reason, cause = _INSIDE
         detail = f"{one['reason']}; confidence {one['confidence']:g}; runs {', '.join(one['runs'])} of {cost}"
         for subject, rail in _subjects(one, nics):
             seen, usual = _rates(search, one["runs"], rail)
@@ -145,6 +153,7 @@ def _searched(search: dict[str, Any], cluster: Subject) -> Iterator[Finding]:
                 observed=f"{seen:.1f} GB/s" if usual else None,
                 nodes=tuple(one["nodes"]),
                 evidence=(f"logs/{search['workload']}",),
+                fix=_INSIDE_FIX if inside else None,
             )
     if blamed:
         return
@@ -162,6 +171,11 @@ def _searched(search: dict[str, Any], cluster: Subject) -> Iterator[Finding]:
         nodes=tuple(name for one in open_ones for name in one["nodes"]), evidence=(f"logs/{search['workload']}",),
         fix="Free more nodes of the group and run gpuready accept again; look at the link counters of those named.",
     )  # fmt: skip
+
+
+def _alone(search: dict[str, Any], ids: Sequence[str]) -> bool:
+    """Whether these are runs of one node each."""
+    return {len(run[2]) for run in search["state"]["runs"] if run[0] in ids} == {1}
 
 
 def _subjects(verdict: dict[str, Any], nics: Sequence[str]) -> Iterator[tuple[Subject, int | None]]:
@@ -214,7 +228,8 @@ def _figures(outcome: dict[str, Any], rail: int | None) -> list[float]:
     proves="The fabric carries what it was bought for.",
     rule="Bus bandwidth at the largest size is at least 80 % (92 %: no warning) of what this cluster reached when it "
     "was accepted, and of the baseline of its class of fabric, or at least the floor under thresholds in inventory.",
-    source="health facts C.3; inventory's `thresholds` comes before the class; ConfigMap gpuready/gpuready-baseline",
+    source="inventory's `thresholds`, else ConfigMap gpuready/gpuready-baseline and validators/nccl/bandwidth.py, "
+    "with the source of each figure; NVIDIA/nccl-tests, doc/PERFORMANCE.md, on bus bandwidth",
     fix="See nccl.slow: with --nccl all a search names the node or NIC, where enough nodes are idle.",
     needs=("pods", "nodes"),
     after=("nccl.run", "nccl.transport", "nccl.rails", "nccl.errors", *_SLOW, "rdma.allocatable"),
@@ -272,7 +287,7 @@ def nccl_bandwidth(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     title="the sums were right",
     proves="No silent data corruption on the way.",
     rule="The benchmark's own validation counts no wrong element.",
-    source="health facts E108",
+    source="NVIDIA/nccl-tests 2.19, src/util.cu (Out of bounds values) and the column #wrong",
     fix="Take the nodes out and run dcgmi diag -r 3 on each; wrong sums are hardware until shown otherwise.",
     avoid="Do not train on these nodes.",
     needs=("pods",),

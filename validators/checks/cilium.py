@@ -22,7 +22,7 @@ Network = IPv4Network | IPv6Network
     title="Cilium knows every node",
     proves="The agent runs on every node and has an address range for its pods.",
     rule="Each node has a CiliumNode object.",
-    source="install facts 1.3",
+    source="Cilium documentation, IPAM: each agent keeps the CiliumNode object of its node",
     fix="Look at the agent on that node: kubectl -n kube-system get pods -l k8s-app=cilium -o wide",
     needs=("nodes", "ciliumnodes.cilium.io"),
     after=(*NODES, "release.installed/*/cilium"),
@@ -53,7 +53,8 @@ def cilium_nodes(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     title="Cilium leaves other CNI files alone",
     proves="Multus and secondary networks keep working.",
     rule="cni-exclusive in ConfigMap kube-system/cilium-config is false.",
-    source="install facts 1.3: the agent renames other CNI files, and Multus stops without an error",
+    source="cilium/cilium 1.19, install/kubernetes/cilium/values.yaml, cni.exclusive: true renames the CNI files of "
+    "others",
     fix="Set cni.exclusive=false in the Cilium values, run the installer, then restart Multus.",
     needs=("configmaps",),
     after=("release.installed/*/cilium",),
@@ -87,7 +88,7 @@ def cilium_exclusive(expected: Expected, evidence: Evidence) -> Iterator[Finding
     proves="No pod address is also the address of a node, a rail or a Service.",
     rule="The pool that Cilium hands out is pod_cidr of inventory, and overlaps neither a node's InternalIP nor "
     "node_cidrs, rail_cidrs and service_cidr.",
-    source="install facts 1.3 and 10.17: compare the live pool with the nodes' addresses and the rails' networks",
+    source="Cilium documentation, IPAM, Cluster Scope: a pool over the nodes' own network cuts them off",
     fix="Set a free pod_cidr in inventory; a live pool is changed by building the cluster's network anew.",
     avoid="Do not edit the pool under running pods; they keep their old addresses.",
     needs=("configmaps", "nodes"),
@@ -143,7 +144,7 @@ def cilium_cidr(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     proves="Services are translated once: by Cilium or by kube-proxy.",
     rule="DaemonSet kube-system/kube-proxy is absent where kube-proxy-replacement is on; with kubeadm it is there "
     "where the replacement is off.",
-    source="install facts 1.3: kube-proxy must be absent when the replacement is on",
+    source="Cilium documentation, Kubernetes Without kube-proxy",
     fix="Where Cilium replaces it: kubectl -n kube-system delete daemonset kube-proxy, then flush its rules on each "
     "node: kube-proxy --cleanup",
     avoid="Do not delete kube-proxy while kube-proxy-replacement is off; every Service would stop.",

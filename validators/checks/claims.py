@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 60
     proves="Who asks for devices by claim gets them.",
     rule=f"No ResourceClaim without an allocation names a DeviceClass that does not exist, or is older than "
     f"{PATIENCE_SECONDS} s, while a pending pod waits for it.",
-    source="health facts E18: claims match a DeviceClass by its exact name",
+    source="Kubernetes documentation, Dynamic Resource Allocation, DeviceClass: a claim names it exactly",
     fix="Compare the claim's deviceClassName with kubectl get deviceclasses; then kubectl describe the pod.",
     needs=("resourceclaims.resource.k8s.io", "deviceclasses.resource.k8s.io", "pods"),
     after=(*RELEASE, "dra.slices", "dra.rules"),
@@ -67,7 +67,8 @@ def pending(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     title="a claim gets every GPU of its node",
     proves="Scheduler, DRA driver and runtime hand out the devices that the claim says.",
     rule="The pod that claimed all GPUs of a node saw as many as promised, each a UUID of the node's slices.",
-    source="health facts E19: a plugin's green light is no allocation",
+    source="Kubernetes documentation, Dynamic Resource Allocation, ResourceClaim: a slice offers, only a claim "
+    "allocates",
     fix="kubectl -n gpuready describe the pod; then the log of the kubelet plugin on that node.",
     needs=("pods", "nodes", "resourceslices.resource.k8s.io"),
     after=(*PROBES, "dra.rules", "dra.slices", "dra.owner", "smi.pod"),

@@ -17,7 +17,7 @@ from .subjects import name_of, passed, skipped
     title="the API server answers",
     proves="There is something to judge.",
     rule="GET /version is answered.",
-    source="health facts E1",
+    source="Kubernetes documentation, The Kubernetes API: /version tells the server's version",
     fix="Check the context and the network: kubectl version",
 )
 def reachable(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
@@ -34,6 +34,12 @@ def reachable(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
             Status.ERROR, subject, "CredentialsRefused", cause, failure.message,
             fix="Log in again, or give another --kubeconfig or --context.",
         )  # fmt: skip
+    elif failure is not None and failure.kind == "invalid":
+        cause = "gpuready cannot run as it was called"
+        yield Finding(
+            Status.ERROR, subject, "CannotRun", cause, failure.message,
+            fix="Correct the option, the inventory or the kubeconfig that the detail names.",
+        )  # fmt: skip
     elif failure is not None:
         cause = "the API server does not answer"
         yield Finding(Status.ERROR, subject, "Unreachable", cause, failure.message)
@@ -46,7 +52,7 @@ def reachable(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     title="the API server is the one that inventory pins",
     proves="The report is about the cluster that was meant.",
     rule="The uid of namespace kube-system equals cluster_uid of the inventory entry, where it is pinned.",
-    source="platform facts M14: contexts get mixed up; a namespace uid does not",
+    source="Kubernetes documentation, Object Names and IDs: a UID is one object's alone, while contexts get mixed up",
     fix="Choose the right context, or correct cluster_uid in inventory.",
     avoid="Do not install anything before this is settled.",
     needs=("namespaces",),
@@ -77,7 +83,7 @@ def identity(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     proves="The API server can take new objects; a webhook that is down refuses them all.",
     rule="The Service of each admission webhook has a ready endpoint; without one failurePolicy Fail fails and "
     "Ignore warns.",
-    source="install facts 10.19: a webhook whose Service has no ready endpoint blocks pods",
+    source="Kubernetes documentation, Dynamic Admission Control, failure policy",
     fix="Look at the pods behind the Service; where its owner is gone, delete the webhook configuration.",
     avoid="Do not change failurePolicy to Ignore as a cure; the webhook is there for a reason.",
     needs=(VALIDATING, MUTATING, ENDPOINTS),

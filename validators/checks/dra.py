@@ -27,7 +27,8 @@ DOMAIN_DRIVER = "compute-domain.nvidia.com"
     title="Kubernetes and driver are new enough for DRA",
     proves="Claims can be satisfied at all.",
     rule="Kubernetes >= 1.32 (better 1.34.2), driver >= 565 (better 580), ComputeDomains driver >= 570.158.01.",
-    source="install facts 4.4: chart, DRA driver documentation and GPU Operator documentation, reconciled",
+    source="kubernetes-sigs/dra-driver-nvidia-gpu 0.4, Chart.yaml (kubeVersion) and "
+    "site/content/docs/prerequisites.md; NVIDIA GPU Operator documentation, DRA driver",
     fix="Raise the version that the rule names, or set dra to off in inventory.",
     needs=("nodes",),
     after=(*NODES, *OPERATOR, "nfd.labels", "gpu.operands", "versions.driver"),
@@ -40,32 +41,37 @@ def rules(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
         yield skipped(cluster, "DRA is off in inventory")
         return
     server = evidence.server_version or ""
-    by_driver: dict[str, list[str]] = defaultdict(list)
+    if parts(server):
+        yield _bounded(cluster, mode, "kubernetes", server)
+    else:
+        yield Finding(Status.UNPROVEN, cluster, "VersionUnknown", "no server version to hold against the rules")
     for one, _ in expected.gpu_nodes(evidence.objects("nodes")):
-        by_driver[labels_of(one).get(DRIVER) or _sliced_driver(evidence, name_of(one)) or ""].append(name_of(one))
-    for version, names in sorted(by_driver.items()):
-        if not version or not parts(server):
+        subject = node(name_of(one))
+        driver = labels_of(one).get(DRIVER) or _sliced_driver(evidence, name_of(one)) or ""
+        if parts(driver):
+            yield _bounded(subject, mode, "driver", driver)
+        else:
             yield Finding(
-                Status.UNPROVEN, cluster, "VersionUnknown", "no driver or server version to hold against the rules",
-                f"{len(names)} nodes without a driver version", nodes=tuple(names),
+                Status.UNPROVEN, subject, "VersionUnknown", "no driver version to hold against the rules",
+                evidence=("cluster/nodes.json",),
             )  # fmt: skip
-            continue
-        missed = dra_shortfalls(mode, server, version)
-        for bound in missed:
-            seen = server if bound.of == "kubernetes" else version
-            what = "Kubernetes" if bound.of == "kubernetes" else "driver"
-            yield Finding(
-                Status.FAIL if bound.refuse else Status.WARN,
-                cluster,
-                "BelowBound",
-                f"{what} is older than DRA needs" if bound.refuse else f"{what} is older than DRA wants",
-                f"{seen} is below {bound.below}: {bound.why} ({bound.source})",
-                expected=f">= {bound.below}",
-                observed=seen,
-                nodes=tuple(names) if bound.of == "driver" else (),
-            )
-        if not missed:
-            yield passed(cluster, f"Kubernetes {server}, driver {version}")
+
+
+def _bounded(subject: Subject, mode: str, of: str, seen: str) -> Finding:
+    """A version against the bounds of its kind, kubernetes or driver."""
+    what = "Kubernetes" if of == "kubernetes" else "driver"
+    bound = next((bound for bound in dra_shortfalls(mode, seen, seen) if bound.of == of), None)
+    if bound is None:
+        return passed(subject, f"{what} {seen}")
+    return Finding(
+        Status.FAIL if bound.refuse else Status.WARN,
+        subject,
+        "BelowBound",
+        f"{what} is older than DRA needs" if bound.refuse else f"{what} is older than DRA wants",
+        f"{seen} is below {bound.below}: {bound.why} ({bound.source})",
+        expected=f">= {bound.below}",
+        observed=seen,
+    )
 
 
 @check(
@@ -74,7 +80,8 @@ def rules(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     proves="The scheduler can allocate this node's devices.",
     rule="Each GPU node has a slice of the driver in use, with DRA for GPUs one that lists every GPU; and the pod "
     "of the kubelet plugin is ready there.",
-    source="health facts E17; install facts 4.3 and 10.15",
+    source="Kubernetes documentation, Dynamic Resource Allocation, ResourceSlice; "
+    "kubernetes-sigs/dra-driver-nvidia-gpu 0.4, hack/kubelet-plugin-prestart.sh: with a wrong root it waits for ever",
     fix="Look at the kubelet plugin on that node. Init:0/1 without an error means a wrong nvidiaDriverRoot.",
     needs=("resourceslices.resource.k8s.io", "nodes"),
     after=(*NODES, *OPERATOR, *RELEASE, "nfd.labels", "gpu.operands", "gpu.policy/cluster/*", "dra.rules"),
@@ -120,7 +127,8 @@ def slices(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     title="each GPU has one owner",
     proves="A GPU is not handed out twice.",
     rule="A node does not offer nvidia.com/gpu and GPU slices of gpu.nvidia.com at the same time.",
-    source="install facts 4.5; health facts E20",
+    source="kubernetes-sigs/dra-driver-nvidia-gpu 0.4, templates/validation.yaml of the chart: not beside the device "
+    "plugin",
     fix="Set dra in inventory to what is meant and run the installer: one of device plugin and DRA goes.",
     avoid="Do not run jobs that share these nodes until it is settled.",
     needs=("resourceslices.resource.k8s.io", "nodes"),

@@ -15,6 +15,7 @@ from .subjects import MACHINE, NODES, allocatable, condition, labels_of, name_of
 GPU = "nvidia.com/gpu"
 PRODUCT = "nvidia.com/gpu.product"
 OPERATOR = (NFD_RELEASE, "release.installed/*/gpu-operator")
+COMPONENT = "app.kubernetes.io/component"
 # The order in which operands wait for each other; the first that is not ready is the cause of the rest.
 OPERANDS = (
     ("driver", "nvidia-driver-daemonset"),
@@ -32,7 +33,8 @@ OPERANDS = (
     title="the operands run on every GPU node",
     proves="Driver, toolkit, device plugin and the rest are ready where they belong.",
     rule="Each operand that the ClusterPolicy enables may run on every GPU node, and is ready there.",
-    source="install facts 2.7 and 11.2: a DaemonSet that wants 0 pods counts as ready",
+    source="NVIDIA/gpu-operator v26.7.0, controllers/state_manager.go (their order) and "
+    "controllers/object_controls.go: a DaemonSet that wants no pods counts as ready",
     fix="Look at the first operand that is not ready; the later ones wait for it.",
     needs=("daemonsets.apps", "clusterpolicies.nvidia.com", "nodes"),
     after=(*NODES, *MACHINE, *OPERATOR, "release.namespace/*/gpu-operator", "nfd.labels", "gpu.operands"),
@@ -51,31 +53,43 @@ def operands(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
             continue
         homes = _homes(key, expected, evidence)
         if homes:
-            yield _operand(name, homes, evidence, policies[0], failed)
+            mine = _daemonsets(key, name, evidence)
+            yield _operand(name, mine, homes, evidence, policies[0], failed)
         else:
             cause = "no GPU here can be partitioned (MIG)" if key == "migManager" else "no GPU node takes it"
             yield skipped(Subject("object", name), cause)
 
 
+def _daemonsets(key: str, name: str, evidence: Evidence) -> list[Object]:
+    """The DaemonSets of an operand: one, but for the driver, which has one for each kernel where it is precompiled
+    and one for each NVIDIADriver object and system, all with the same label.
+    """
+    found = evidence.objects("daemonsets.apps")
+    if key == "driver" and (mine := [one for one in found if labels_of(one).get(COMPONENT) == "nvidia-driver"]):
+        return mine
+    return [one for one in found if name_of(one) == name]
+
+
 def _operand(
-    name: str, homes: list[Object], evidence: Evidence, policy: Object, failed: dict[str, set[str]]
+    name: str,
+    mine: list[Object],
+    homes: list[Object],
+    evidence: Evidence,
+    policy: Object,
+    failed: dict[str, set[str]],
 ) -> Finding:
     """One operand on the nodes where it belongs; ``failed`` gathers the nodes of those that fail."""
-    one = evidence.find("daemonsets.apps", name)
     subject, wanted = Subject("object", name), len(homes)
-    ready, desired = counts(one) if one else (0, 0)
-    if one is None:
-        barred = dict.fromkeys(map(name_of, homes), "there is no DaemonSet")
-    else:
-        barred = {name_of(home): why for home in homes if (why := kept_out(one, home)) is not None}
-    if one is not None and ready >= desired >= wanted and not barred:
+    ready, desired = (sum(numbers) for numbers in zip((0, 0), *map(counts, mine), strict=True))
+    barred = {name_of(home): why for home in homes if (why := _barred(mine, home)) is not None}
+    if ready >= desired >= wanted and not barred:
         return passed(subject, f"{ready} of {desired} ready")
     lacks = bool(barred) or desired < wanted
-    held = {**(stuck(evidence, one) if one else {}), **barred}
+    held = {node_name: why for one in mine for node_name, why in stuck(evidence, one).items()} | barred
     nodes = {node_name for node_name in held if node_name}
     before = next((other for other, theirs in failed.items() if not (nodes and theirs) or nodes & theirs), "")
     failed[name] = nodes
-    told = _told(policy) if one is None else ""
+    told = "" if mine else _told(policy)
     parts = (
         troubles(held),
         f"{ready} ready, {desired} wanted, {wanted} GPU nodes",
@@ -95,12 +109,21 @@ def _operand(
     )
 
 
+def _barred(mine: list[Object], home: Object) -> str | None:
+    """What keeps every DaemonSet of an operand off a node; None where one may run there."""
+    reasons = [kept_out(one, home) for one in mine]
+    if None in reasons:
+        return None
+    return next(iter(reasons), "there is no DaemonSet")
+
+
 @check(
     "gpu.policy",
     title="the ClusterPolicy is ready, and for the right reason",
     proves="The GPU Operator reconciled GPU nodes, not an empty cluster.",
     rule="One ClusterPolicy is in force, its state is ready and its Ready condition has reason Reconciled.",
-    source="install facts 2.6: it is also ready with no NFD labels and with no GPU node",
+    source="NVIDIA/gpu-operator v26.7.0, controllers/clusterpolicy_controller.go: it is ready, too, with no NFD "
+    "labels and with no GPU node",
     fix="Read the condition: kubectl get clusterpolicy -o yaml",
     avoid="Do not delete the ClusterPolicy; that takes the driver from every node.",
     needs=("clusterpolicies.nvidia.com",),
@@ -159,7 +182,8 @@ def policy(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     title="every node offers all its GPUs",
     proves="The device plugin sees as many GPUs as were promised, and pods can have them.",
     rule="allocatable nvidia.com/gpu equals the promise on each node, unless DRA serves the GPUs.",
-    source="health facts E7: the operator's validator is content with one GPU",
+    source="NVIDIA/gpu-operator v26.7.0, cmd/nvidia-validator/main.go: the operator's own validator is content with "
+    "one GPU",
     fix="Compare with the node: nvidia-smi -L there, then dmesg for Xid 79 and PCI errors.",
     avoid="Do not start multi-node jobs before the node is out or mended; one would hang pending.",
     needs=("nodes",),
@@ -173,6 +197,9 @@ def gpu_allocatable(expected: Expected, evidence: Evidence) -> Iterator[Finding]
         return
     for one, group in nodes:
         offered = allocatable(one, GPU)
+        if not offered and not group.gpus:
+            yield skipped(node(name_of(one)), "inventory promises no whole GPU here")
+            continue
         if offered == group.gpus:
             yield passed(node(name_of(one)), f"{offered} of {group.gpus}", evidence=("cluster/nodes.json",))
             continue
@@ -199,7 +226,7 @@ def gpu_allocatable(expected: Expected, evidence: Evidence) -> Iterator[Finding]
     title="the GPUs are of the promised product",
     proves="The hardware is what was ordered.",
     rule="Label nvidia.com/gpu.product equals the group's gpu_product; without GFD it cannot tell.",
-    source="install facts 2.9",
+    source="NVIDIA/k8s-device-plugin, docs/gpu-feature-discovery/README.md, generated labels",
     fix="Correct inventory, or send the machine back.",
     needs=("nodes",),
     after=(*NODES, *OPERATOR, "nfd.labels", "gpu.operands", "gpu.policy/cluster/*", "gpu.allocatable"),
@@ -236,7 +263,8 @@ def _excuse(policy: Object, expected: Expected, evidence: Evidence) -> str:
     ready, error = condition(policy, "Ready") or {}, condition(policy, "Error") or {}
     if expected.gone(nodes) and {ready.get("reason"), error.get("reason")} & {"OperandNotReady", "DriverNotReady"}:
         return "an operand waits for spot nodes that are away, which inventory allows"
-    spot = all(group.capacity == "spot" for group in expected.cluster.groups)
+    groups = expected.cluster.groups
+    spot = bool(groups) and all(group.capacity == "spot" for group in groups)
     if spot and not expected.gpu_nodes(nodes) and ready.get("status") == "True":
         return "every GPU node is a spot node and away, which inventory allows"
     return ""
@@ -247,10 +275,10 @@ def _homes(key: str, expected: Expected, evidence: Evidence) -> list[Object]:
     nodes = [one for one, _ in expected.gpu_nodes(evidence.objects("nodes"))]
     nodes = [one for one in nodes if labels_of(one).get("nvidia.com/gpu.deploy.operands") != "false"]
     if key == "driver":
-        # The driver manager's word for a node whose host brings the driver (install facts 2.8).
+        # The word of NVIDIA/k8s-driver-manager (cmd/driver-manager) for a node whose host brings the driver.
         return [one for one in nodes if labels_of(one).get("nvidia.com/gpu.deploy.driver") != "pre-installed"]
     if key == "migManager":
-        # It runs where GPUs can be partitioned alone (install facts 2.9).
+        # It runs where GPUs can be partitioned alone (NVIDIA/gpu-operator, controllers/state_manager.go).
         return [one for one in nodes if labels_of(one).get("nvidia.com/mig.capable") == "true"]
     return nodes
 

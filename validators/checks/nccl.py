@@ -8,7 +8,7 @@ from typing import Any
 from gpuready.charts_values.inventory import Group
 
 from .. import nccl
-from ..acceptance.verdicts import cut_short
+from ..acceptance.verdicts import cut_short, not_started
 from ..evidence import Evidence
 from ..expected import Expected
 from ..model import Finding, Status, Subject
@@ -16,7 +16,7 @@ from ..nccl_evidence import NcclRun, runs
 from ..registry import check
 from .subjects import NODES, PROBES, name_of, node, passed, skipped
 
-_UPSTREAM = (*PROBES, *NODES, "nodes.schedulable", "gpu.allocatable", "smi.pod", "smi.gpus")
+_UPSTREAM = (*PROBES, *NODES, "nodes.schedulable", "gpu.allocatable", "rdma.allocatable", "smi.pod", "smi.gpus")
 _PEERS_DOING = ("PeerFellBack", "PeerLacksRails")
 
 
@@ -25,7 +25,7 @@ _PEERS_DOING = ("PeerFellBack", "PeerLacksRails")
     title="NCCL all-reduce runs on two nodes and on all",
     proves="Every node takes part in a collective over the fabric.",
     rule="Every pod of the run ended with exit code 0, and the log shows every rank initialised.",
-    source="health facts B.6 and E102",
+    source="NVIDIA/nccl 2.30, src/init.cc: each rank prints Init COMPLETE",
     fix="Read the first error in logs/nccl-* of the bundle: gpuready nccl BUNDLE/logs/nccl-pair/*.log",
     needs=("pods", "nodes"),
     after=_UPSTREAM,
@@ -65,12 +65,16 @@ def nccl_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
                 Status.UNPROVEN, subject, "CutShort", "the NCCL run did not end in time", cut_short(evidence),
                 nodes=run.nodes, fix="Run gpuready accept again.",
             )  # fmt: skip
+        elif absent := not_started(run.pods):
+            yield _not_started(run, expected, evidence, absent)
         elif bad or len(run.pods) < len(run.nodes):
             first = bad[0] if bad else None
             said = "a pod is missing"
             if first is not None:
                 code = "no exit code" if first.exit_code is None else f"exit {first.exit_code}"
+                hung = [str(rank) for pod in bad for rank in pod.message.get("hung") or ()]
                 said = f"{first.node or first.pod}: {first.waiting or code}"
+                said += f"; ranks that hang: {', '.join(hung)}" if hung else ""
             yield Finding(
                 Status.FAIL, subject, "RunFailed", "the NCCL run failed", said, expected="exit 0 in every pod",
                 nodes=tuple(sorted({pod.node for pod in bad if pod.node})), evidence=where,
@@ -92,7 +96,8 @@ def nccl_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     proves="GPU memory goes to the NIC without a copy through the host, on every rail.",
     rule="Each NET channel of a node, send and receive, carries /GDRDMA; Socket is a fall-back; no NET line "
     "proves nothing.",
-    source="health facts B.6: channel lines are the evidence, capability lines are not",
+    source="NVIDIA/nccl 2.8 to 2.30, src/transport/net.cc: channel lines tell what is used, capability lines what "
+    "could be",
     fix="On that node: is the RDMA device in the pod, is nvidia_peermem or DMA-BUF there, are the links up?",
     avoid="Do not set NCCL_NET_GDR_LEVEL=SYS to make the line appear; that proves nothing.",
     needs=("pods", "nodes"),
@@ -126,7 +131,7 @@ def nccl_transport(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     title="every rail carries traffic",
     proves="No NIC is missing or silent behind a run that ended well.",
     rule="NCCL lists as many NICs on each node as its group promises, and channels of a run use all of them.",
-    source="health facts E105",
+    source="NVIDIA/nccl 2.30, src/transport/net_ib/init.cc (NET/IB : Using) and src/transport/net.cc (channel lines)",
     fix="On that node: ibstat, then dmesg for the NIC that is missing; compare lspci -d 15b3: with a good node.",
     avoid="Do not lower `nics` in inventory to make it pass.",
     needs=("pods", "nodes"),
@@ -156,8 +161,10 @@ def nccl_rails(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     "nccl.errors",
     title="NCCL logged no error",
     proves="No link failed and no retry was hidden in a run that ended well.",
-    rule="No line of the error classes of health facts B.7.",
-    source="health facts B.7 and E109",
+    rule="No line that reports an error: of CUDA, of verbs calls, completions and asynchronous events of NICs, of "
+    "sockets and bootstrap, of plug-ins, or of nccl-tests itself.",
+    source="NVIDIA/nccl 2.8 to 2.30, src/transport/net_ib, src/misc/ibvwrap.cc, src/misc/socket.cc and "
+    "src/bootstrap.cc",
     fix="Look at the port that the detail names: link state, counters, cable.",
     needs=("pods",),
     after=("nccl.run", "nccl.transport", "nccl.rails"),
@@ -185,6 +192,24 @@ def nccl_errors(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
                 nodes=tuple(run.node(error[key]) for key in ("host", "peer") if error.get(key)),
                 evidence=(f"logs/{run.workload}",),
             )
+
+
+def _not_started(run: NcclRun, expected: Expected, evidence: Evidence, absent: tuple[int, ...]) -> Finding:
+    """A run whose pods waited for others in vain: which ranks, on which nodes, and why they are not there."""
+    each = groups_of(expected, evidence)[run.nodes[0]].gpus
+    ranks = ", ".join(f"{index * each} to {index * each + each - 1}" for index in absent)
+    late = [pod for pod in run.pods if pod.index in absent]
+    came = {pod.node for pod in run.pods if pod.index not in absent}
+    nodes = tuple(name for name in run.nodes if name not in came)
+    why = next((pod.waiting for pod in late if pod.waiting), "")
+    said = f"ranks {ranks}, on {' or '.join(nodes)}" if nodes else f"ranks {ranks}"
+    return Finding(
+        Status.FAIL, subject_of(run, expected), "RanksMissing", "ranks of the NCCL run did not start in time",
+        f"{said}: {why or 'their pods run, and the others could not hear of them'}",
+        expected=f"{len(run.nodes)} pods", observed=f"{len(run.nodes) - len(absent)} pods", nodes=nodes,
+        evidence=(f"logs/{run.workload}",),
+        fix="kubectl describe the pods that wait. Where all run: DNS in namespace gpuready, and network policies.",
+    )  # fmt: skip
 
 
 def _transport(run: NcclRun, facts: dict[str, Any], host: str, name: str, rdma: bool) -> Finding:

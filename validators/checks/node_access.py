@@ -70,7 +70,8 @@ def _probed(one: Machine) -> Finding:
     proves="No second kubelet, and no control plane of its own, waits on the machine for the next boot.",
     rule="There are traces of joining by the platform's own way only: kubeadm, k3s, or vCluster (which joins by "
     "kubeadm); on a hosted platform and under vCluster no machine has a static API server.",
-    source="platform facts V08-V09, M15-M17",
+    source="Kubernetes documentation, kubeadm join; K3s documentation, architecture; vCluster documentation, private "
+    "nodes",
     fix="Find out which cluster it belongs to; remove the other's leavings with that tool's own reset.",
     avoid="Do not run kubeadm reset on a node of a hosted platform, nor while it runs pods.",
     after=REACHED,

@@ -27,7 +27,7 @@ _OWN = "k3s writes containerd's configuration itself"
     proves="The next restart of containerd, by the GPU toolkit or a boot, does not take the node down.",
     rule="`version` is the same in containerd's own file and in each drop-in, and `containerd config dump` reads "
     "them all.",
-    source="install facts 5.3; containerd documentation, configuration versions",
+    source="containerd/containerd, docs/man/containerd-config.toml.5.md: version and imports",
     fix="Bring them together: containerd config migrate prints a file in the newest version; prove it with "
     "containerd config dump before any restart.",
     avoid="Do not restart containerd, nor let the GPU toolkit do so, before this is mended.",
@@ -67,7 +67,7 @@ _VERSION = re.compile(r"^version\s*=\s*(\d+)", re.MULTILINE)
     title="containerd gives devices by CDI",
     proves="Devices of the GPU toolkit and of DRA drivers reach containers.",
     rule="enable_cdi is true in `containerd config dump`, from containerd 1.7 on; older ones know no CDI.",
-    source="install facts 5.2; containerd documentation, CRI plugin, CDI",
+    source="containerd documentation, CRI plugin, CDI",
     fix="Set enable_cdi = true in the CRI section of containerd's configuration; pyinfra inventory deploys/gpu.py does "
     "so under `maintenance`.",
     avoid="Do not restart containerd under running jobs; drain the node.",

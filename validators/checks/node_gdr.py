@@ -21,7 +21,7 @@ _NVSWITCH = "0x0680"
     title="the promised driver is loaded",
     proves="The kernel runs the driver that inventory names, not the one before.",
     rule="/sys/module/nvidia/version is `driver_version` of inventory.",
-    source="install facts 5.2",
+    source="Linux kernel documentation, sysfs-module: version",
     fix="Look at the driver's pod on the node (or the host's package); an old one stays until no process uses it.",
     avoid="Do not unload a driver under running GPU pods.",
     after=(*REACHED, *MACHINE, "gpu.operands"),
@@ -50,7 +50,7 @@ def _version(one: Machine) -> Finding:
     proves="CUDA starts on machines with NVSwitches.",
     rule="Where the host owns the driver and the machine has NVSwitches, nvidia-fabricmanager runs, in exactly the "
     "version of the loaded driver. The operator's driver brings its own.",
-    source="install facts 5.2; NVIDIA Fabric Manager user guide",
+    source="NVIDIA Fabric Manager user guide",
     fix="Install nvidia-fabricmanager in the driver's version, and enable it; CUDA error 802 goes once it runs.",
     after=(*REACHED, "node.driver_version"),
     tier="node",
@@ -84,7 +84,7 @@ def _fabric_manager(one: Machine) -> Finding:
     proves="NICs can reach GPU memory: by DMA-BUF or nvidia_peermem.",
     rule="Where the group has RDMA and the driver is loaded: nvidia_peermem is loaded, or the open kernel module with "
     "DMA-BUF in the kernel's RDMA stack (ib_umem_dmabuf_get).",
-    source="install facts 5.2; GPU Operator documentation, GPUDirect RDMA",
+    source="GPU Operator documentation, GPUDirect RDMA",
     fix="Prefer open kernel modules (driver.kernelModuleType) on kernel 5.12 or newer; else driver.rdma.enabled=true.",
     after=(*REACHED, "node.driver_version", "node.modules"),
     tier="node",

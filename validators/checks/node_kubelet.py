@@ -37,7 +37,7 @@ _NOTHING = "no inventory says what is promised here"
     rule="The fields that place and limit pods are the same in its files (drop-ins and flags on top) and in the "
     "running kubelet (configz); the state files of CPU and Memory Manager are of the policies that the files name; "
     "the drop-in directory of its environment is the one that it was started with.",
-    source="install facts 5.1; Kubernetes documentation, kubelet configuration directory",
+    source="Kubernetes documentation, kubelet configuration directory",
     fix="Drain the node; stop the kubelet; remove the state file whose policy differs; start it; uncordon. "
     "pyinfra inventory deploys/gpu.py does that under `maintenance`.",
     avoid=_DRAIN,
@@ -90,7 +90,7 @@ def _restart(one: Machine) -> Finding:
     proves="Pods get GPUs, NICs, CPUs and memory that are near each other, or are refused.",
     rule="topologyManagerPolicy, its scope and options are those of `topology_manager` of inventory: as the running "
     "kubelet says (configz), else by its files and flags.",
-    source="install facts 5.1; Kubernetes documentation, Topology Manager",
+    source="Kubernetes documentation, Topology Manager",
     fix=_ROLL,
     avoid=_DRAIN,
     after=(*REACHED, "node.kubelet_restart"),
@@ -117,7 +117,7 @@ def _topology(one: Machine) -> Finding:
     proves="Guaranteed pods have their CPUs for themselves.",
     rule="cpuManagerPolicy, its options and reservedSystemCPUs are those of inventory, where it names them; with "
     "policy static some CPU is reserved, or the kubelet does not start again.",
-    source="install facts 5.1; Kubernetes documentation, CPU management policies",
+    source="Kubernetes documentation, CPU management policies",
     fix=_ROLL,
     avoid=_DRAIN,
     after=(*REACHED, "node.kubelet_restart"),
@@ -152,7 +152,7 @@ def _cpu_manager(one: Machine) -> Finding:
     proves="Guaranteed pods have memory near their CPUs, and the kubelet starts again.",
     rule="memoryManagerPolicy is that of inventory, where it names one; with Static reservedMemory adds up to "
     "kubeReserved + systemReserved + evictionHard memory.available, to the byte.",
-    source="install facts 5.1; Kubernetes documentation, Memory Manager",
+    source="Kubernetes documentation, Memory Manager",
     fix=_ROLL,
     avoid=_DRAIN,
     after=(*REACHED, "node.kubelet_restart"),
@@ -182,7 +182,7 @@ def _memory_manager(one: Machine) -> Finding:
     proves="One manager of cgroups: pods' limits hold, and nodes stay stable under memory pressure.",
     rule="cgroupDriver of the kubelet and SystemdCgroup of containerd's runc say the same. Kubelets from 1.34 with "
     "containerd from 2.0 ask containerd; there it is a warning.",
-    source="install facts 5.2; Kubernetes documentation, container runtimes, cgroup drivers",
+    source="Kubernetes documentation, container runtimes, cgroup drivers",
     fix="Set both to systemd: cgroupDriver of the kubelet, SystemdCgroup = true of runc in containerd's configuration.",
     avoid="Do not change the cgroup driver of a node with pods; drain it, and restart both services.",
     after=REACHED,

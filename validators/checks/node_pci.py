@@ -25,7 +25,7 @@ _HARDWARE = "Power the machine off, reseat the board or its riser, look at the s
     proves="The machine itself sees its GPUs: what lacks now is software.",
     rule="The PCI bus shows as many NVIDIA GPUs (class 0300 or 0302) as a node of its group offers as nvidia.com/gpu, "
     "divided by the replicas of time-slicing.",
-    source="install facts 5.2; PCI code and ID assignment",
+    source="PCI code and ID assignment",
     fix=f"lspci -d 10de: and dmesg | grep -i -e pcie -e xid on the node. {_HARDWARE}",
     after=REACHED,
     tier="node",
@@ -54,7 +54,7 @@ def _gpus(one: Machine) -> Finding:
     proves="Topology Manager has hints to go by.",
     rule="On a machine with several NUMA nodes the numa_node of each GPU and NIC is 0 or more; it fails where "
     "inventory promises a policy of Topology Manager, and is a warning elsewhere.",
-    source="install facts 5.2; kernel documentation, sysfs-bus-pci",
+    source="Linux kernel documentation, sysfs-bus-pci",
     fix="In the firmware's settings turn NUMA (and on AMD NPS, ACPI SRAT) on; in a virtual machine the host must give "
     "it.",
     after=REACHED,
@@ -86,7 +86,7 @@ def _numa(one: Machine) -> Finding:
     proves="No board has fallen back to fewer lanes or an older generation.",
     rule="Link width of each GPU and NIC is the most that it and, on bare metal, the port above it can do; so is the "
     "speed of NICs. An idle GPU lowers its speed to save power, which says nothing.",
-    source="install facts 5.2; kernel documentation, sysfs-bus-pci current_link_width",
+    source="Linux kernel documentation, sysfs-bus-pci current_link_width",
     fix=_HARDWARE,
     after=(*REACHED, "node.gpus_on_pci"),
     tier="node",
@@ -139,7 +139,7 @@ def _gigatransfers(text: Any) -> float | None:
     rule="On bare metal no bridge redirects peer traffic (ACS source validation, request and completion redirect, "
     "upstream forwarding): with `acs` off of inventory it fails on any bridge; else switch ports above GPUs and NICs "
     "are a warning where the group has RDMA. Virtual machines need ACS.",
-    source="install facts 5.2; NCCL documentation, troubleshooting, PCI ACS; PCI Express ACS",
+    source="NCCL documentation, troubleshooting, PCI ACS; PCI Express ACS",
     fix="Set `acs` to off in inventory (bare metal without passed-through devices), then: "
     "pyinfra inventory deploys/gpu.py",
     avoid="Do not turn ACS off on a host of virtual machines: it keeps them apart.",
@@ -175,7 +175,7 @@ def _acs(one: Machine) -> Finding:
     proves="GPUDirect RDMA has its full rate.",
     rule="On bare metal with GPUs and RDMA no IOMMU group of a GPU is of a translating type (DMA, DMA-FQ): identity, "
     "or no IOMMU.",
-    source="install facts 5.2; kernel documentation, iommu_groups type",
+    source="Linux kernel documentation, iommu_groups type",
     fix="Add iommu=pt to `kernel_arguments` of inventory; the change takes one boot under `maintenance`.",
     avoid="Do not turn the IOMMU off on a host of virtual machines.",
     after=REACHED,

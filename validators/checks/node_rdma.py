@@ -23,7 +23,7 @@ _NONE = "inventory promises no RDMA here"
     proves="Cables, switches and subnet manager serve every promised NIC.",
     rule="At least `nics` ports of the group's kind (InfiniBand, Ethernet for RoCE) are ACTIVE with LinkUp at "
     "`nic_gbits_s` or more; those of `management_nics` do not count.",
-    source="install facts 5.2; kernel documentation, sysfs-class-infiniband",
+    source="Linux kernel documentation, sysfs-class-infiniband",
     fix="Look at the port that is down: cable, switch port, for InfiniBand the subnet manager: ibstat; mlxlink -d DEV",
     after=(*REACHED, "node.modules"),
     tier="node",
@@ -62,7 +62,7 @@ def _ports(one: Machine) -> Finding:
     proves="RDMA packets can be routed, and NCCL finds its GID index.",
     rule="Each active Ethernet port has a GID of type RoCE v2; where pods use the node's network (`host_network`) one "
     "of an IP address, not only of the link.",
-    source="install facts 5.2; kernel documentation, gid_attrs/types",
+    source="Linux kernel documentation, gid_attrs/types",
     fix="Give the rail's interface an IP address, and bring it up; then: ls /sys/class/infiniband/*/ports/1/gid_attrs",
     after=(*REACHED, "node.rdma_ports"),
     tier="node",
@@ -95,7 +95,7 @@ def _gids(one: Machine) -> Finding:
     title="NICs of one board have one firmware across the group",
     proves="No single node's NICs behave differently from the others'.",
     rule="Among the machines of a group the firmware of each board (board_id) is the same; the minority is named.",
-    source="install facts 5.2",
+    source="Linux kernel documentation, sysfs-class-infiniband: fw_ver and board_id",
     fix="Bring the firmware together: mlxfwmanager, or the NIC Configuration Operator; it takes a reset of the NIC.",
     avoid="Do not update firmware on a node that runs jobs.",
     after=REACHED,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gpuready.charts_values.node_settings import HUGEPAGES
+from gpuready.charts_values import node_settings
+from gpuready.charts_values.node_settings import HUGEPAGES, SYSCTL_LEAST
 
 from ..evidence import Evidence
 from ..expected import Expected
@@ -13,14 +14,6 @@ from ..model import Finding
 from ..registry import check
 from .node_access import REACHED
 
-_RDMA = ("ib_core", "ib_uverbs", "mlx5_ib", "rdma_cm", "rdma_ucm")
-_INOTIFY = {"fs.inotify.max_user_instances": 8192, "fs.inotify.max_user_watches": 524288}
-# Several rails in one subnet: each answers for its own address alone, and replies may take another rail.
-_RAILS = {
-    "net.ipv4.conf.all.arp_ignore": "1",
-    "net.ipv4.conf.all.arp_announce": "2",
-    "net.ipv4.conf.all.rp_filter": "2",
-}
 _UNLIMITED = ("infinity", "18446744073709551615")
 _SHARED = "a container has its host's, which is not its own to promise"
 _NOTHING = "no inventory says what is promised here"
@@ -34,7 +27,7 @@ _PREPARE = "pyinfra inventory deploys/gpu.py sets it; what disturbs pods only un
     rule="overlay, with RDMA ib_core, ib_uverbs, mlx5_ib, rdma_cm, rdma_ucm (and ib_umad for InfiniBand) unless the "
     "operator owns OFED, and each of `modules` are loaded; gpuready's file in modules-load.d, where there is one, "
     "names them all.",
-    source="install facts 5.2; kernel documentation of RDMA user space",
+    source="Linux kernel documentation, InfiniBand, userspace verbs access",
     fix=f"modprobe MODULE; {_PREPARE}",
     after=REACHED,
     tier="node",
@@ -47,10 +40,8 @@ def modules(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
 def _modules(one: Machine) -> Finding:
     if one.settings is None:
         return one.skip(_NOTHING)
-    wanted = ["overlay", *one.settings.modules]
-    if one.group is not None and one.group.rdma != "none" and one.cluster.ofed_owner != "operator":
-        wanted += [*_RDMA, *(("ib_umad",) if one.group.rdma == "ib" else ())]
-    wanted = list(dict.fromkeys(name.replace("-", "_") for name in wanted))
+    promised = node_settings.modules(one.settings, one.group, one.cluster.ofed_owner)
+    wanted = list(dict.fromkeys(name.replace("-", "_") for name in promised))
     loaded = set(one.part("modules"))
     # Built into the kernel it is in no list of modules.
     if "\toverlay" in (one.file(FILESYSTEMS) or ""):
@@ -73,7 +64,7 @@ def _modules(one: Machine) -> Finding:
     proves="Pods are routed, rails answer for themselves, and the kernel does not move their memory about.",
     rule="net.ipv4.ip_forward is 1 and kernel.numa_balancing 0; with RoCE arp_ignore 1, arp_announce 2 and rp_filter "
     "2 for all; `sysctl` of inventory wins. Of a container only net.* is judged.",
-    source="install facts 5.2; kernel documentation, ip-sysctl",
+    source="Linux kernel documentation, ip-sysctl",
     fix=f"sysctl -w NAME=VALUE; look for the file that says otherwise: grep -r NAME /etc/sysctl.d; {_PREPARE}",
     after=REACHED,
     tier="node",
@@ -86,13 +77,13 @@ def sysctl(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
 def _sysctl(one: Machine) -> Finding:
     if one.settings is None:
         return one.skip(_NOTHING)
-    wanted = {"net.ipv4.ip_forward": "1", "kernel.numa_balancing": "0"}
-    if one.group is not None and one.group.rdma == "roce":
-        wanted |= _RAILS
-    given = {key: value for key, value in one.settings.sysctl.items() if key not in _INOTIFY}
-    wanted |= given
+    wanted = node_settings.sysctl(one.settings, one.group)
     seen = one.part("sysctl")
-    judged = {key: value for key, value in wanted.items() if not one.container or key.startswith("net.")}
+    judged = {
+        key: value
+        for key, value in wanted.items()
+        if key not in SYSCTL_LEAST and (not one.container or key.startswith("net."))
+    }
     wrong = [
         f"{key} is {seen[key]}, not {value}"
         for key, value in judged.items()
@@ -100,7 +91,7 @@ def _sysctl(one: Machine) -> Finding:
     ]
     if wrong:
         return one.fail("SysctlDiffers", "a kernel setting differs from what is promised", "; ".join(wrong))
-    hidden = [key for key in judged if key in given and seen.get(key) is None]
+    hidden = [key for key in judged if key in one.settings.sysctl and seen.get(key) is None]
     if hidden:
         return one.unproven("SysctlNotShown", "the probe does not read a promised kernel setting", ", ".join(hidden))
     return one.good(f"{len(judged)} settings")
@@ -112,7 +103,7 @@ def _sysctl(one: Machine) -> Finding:
     proves="Operators and log readers do not end with `too many open files`.",
     rule="fs.inotify.max_user_instances is at least 8192 and max_user_watches 524288, or what `sysctl` of inventory "
     "says.",
-    source="install facts 5.2; inotify(7)",
+    source="inotify(7)",
     fix=f"sysctl -w fs.inotify.max_user_instances=8192 fs.inotify.max_user_watches=524288; {_PREPARE}",
     after=REACHED,
     tier="node",
@@ -126,7 +117,7 @@ def _inotify(one: Machine) -> Finding:
     if one.container or one.settings is None:
         return one.skip(_SHARED if one.container else _NOTHING)
     seen = one.part("sysctl")
-    wanted = {key: int(one.settings.sysctl.get(key, least)) for key, least in _INOTIFY.items()}
+    wanted = {key: int(one.settings.sysctl.get(key, least)) for key, least in SYSCTL_LEAST.items()}
     low = [f"{key} is {seen[key]}, not {least}" for key, least in wanted.items() if int(seen[key]) < least]
     if low:
         return one.fail("InotifyLow", "too few inotify instances or watches", "; ".join(low))
@@ -139,7 +130,7 @@ def _inotify(one: Machine) -> Finding:
     proves="RDMA can pin memory in containers, which have their runtime's limits.",
     rule="LimitMEMLOCK of containerd and of the kubelet (of k3s there) is infinity, or what `limits` of inventory "
     "says; LimitNOFILE and TasksMax where it says so. It is what systemd will give at the next start.",
-    source="install facts 5.2; systemd.exec(5)",
+    source="systemd.exec(5)",
     fix=f"systemctl cat UNIT shows who sets it; {_PREPARE}",
     avoid="Do not restart containerd or a kubelet under running jobs; drain the node.",
     after=REACHED,
@@ -153,10 +144,9 @@ def limits(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
 def _limits(one: Machine) -> Finding:
     if one.settings is None:
         return one.skip(_NOTHING)
-    wanted = {"memlock": "infinity", **one.settings.limits}
+    wanted = node_settings.limits(one.settings)
     units = one.part("units")
-    names = ("k3s", "k3s-agent") if one.cluster.platform == "k3s" else ("containerd", "kubelet")
-    there = [name for name in names if name in units]
+    there = [name for name in node_settings.limited_units(one.cluster.platform) if name in units]
     if not there:
         return one.unproven("NoUnits", "systemd knows neither the kubelet nor its container runtime")
     keys = {"memlock": "memlock", "nofile": "nofile", "tasks": "tasks_max"}
@@ -176,7 +166,7 @@ def _limits(one: Machine) -> Finding:
     title="hugepages are as promised",
     proves="Pods that ask for hugepages find them.",
     rule="nr_hugepages of each size is what `hugepages` of inventory says.",
-    source="install facts 5.2; kernel documentation, hugetlbpage",
+    source="Linux kernel documentation, hugetlbpage",
     fix=f"Memory may be too scattered for them until the next boot; {_PREPARE}",
     after=REACHED,
     tier="node",
@@ -206,7 +196,7 @@ def _hugepages(one: Machine) -> Finding:
     proves="A kubelet starts, and memory of pods does not go to disk.",
     rule="No swap device is in use and /etc/fstab names none, unless `swap` of inventory is keep. Of a container "
     "only its fstab is judged.",
-    source="install facts 5.2; Kubernetes documentation, swap memory management",
+    source="Kubernetes documentation, swap memory management",
     fix=f"swapoff -a, and comment the line in /etc/fstab; {_PREPARE}",
     avoid="Do not turn swap off while more lies in it than memory is free.",
     after=REACHED,
@@ -236,7 +226,7 @@ def _swap(one: Machine) -> Finding:
     title="the clock is synchronised",
     proves="Certificates are valid, leases hold, and logs of several nodes can be put side by side.",
     rule="systemd says NTPSynchronized, unless `time_sync` of inventory is False. Containers have their host's clock.",
-    source="install facts 5.2; timedatectl(1)",
+    source="timedatectl(1)",
     fix="timedatectl timesync-status, or chronyc tracking; then the way to its time servers (UDP 123).",
     after=REACHED,
     tier="node",
@@ -266,7 +256,7 @@ def _time(one: Machine) -> Finding:
     proves="CPUs that feed GPUs do not clock down between bursts.",
     rule="Every CPU's frequency governor is `governor` of inventory (performance by default), where the machine has "
     "governors: virtual machines have none.",
-    source="install facts 5.2; kernel documentation, cpufreq",
+    source="Linux kernel documentation, cpufreq",
     fix=f"cpupower frequency-set -g performance; {_PREPARE}",
     after=REACHED,
     tier="node",
@@ -293,7 +283,7 @@ def _governor(one: Machine) -> Finding:
     proves="No automatic upgrade takes away the kernel that the driver was built for.",
     rule="Every installed kernel package is held (apt), or updates leave kernel* out (dnf), unless `hold_kernel` of "
     "inventory is False.",
-    source="install facts 5.2; apt-mark(8), dnf.conf(5)",
+    source="apt-mark(8), dnf.conf(5)",
     fix=f"apt-mark hold $(dpkg-query -W -f '${{Package}}\\n' 'linux-image-*'); {_PREPARE}",
     after=REACHED,
     tier="node",
@@ -321,7 +311,7 @@ def _kernel_held(one: Machine) -> Finding:
     title="the kernel runs with the promised arguments",
     proves="What inventory asks of the boot has come true, and was not only written down.",
     rule="Each of `kernel_arguments` of inventory is on the running kernel's command line.",
-    source="install facts 5.2; kernel documentation, kernel-parameters",
+    source="Linux kernel documentation, kernel-parameters",
     fix=f"It takes a boot: {_PREPARE}",
     after=REACHED,
     tier="node",

@@ -19,7 +19,7 @@ _MNNVL = "P2P/MNNVL"
     title="nodes of one NVLink domain talk over NVLink",
     proves="The ComputeDomain's IMEX channels work: pods reach the GPUs of other nodes without a NIC.",
     rule="In a run within one NVLink domain every host shows channels via P2P/MNNVL, and none over the network.",
-    source="health facts B.6.1 and E107; install facts 4.3",
+    source="NVIDIA/nccl 2.20 to 2.30, src/transport/p2p.cc: P2P/MNNVL; GFD's label nvidia.com/gpu.clique",
     fix="Read the ComputeDomain while a job runs: kubectl get computedomains -A -o yaml; then the DRA driver's log. "
     "nvidia-imex.service must be masked on the nodes.",
     needs=("pods",),

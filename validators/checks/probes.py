@@ -17,7 +17,7 @@ from .subjects import passed
     title="the probes could be started, and nothing of them is left",
     proves="What the probe pods say comes from this run, and the cluster is as it was before.",
     rule="Every object of the run was accepted by the API server, and is gone at the end.",
-    source="platform facts K04",
+    source="Kubernetes documentation, Jobs and Garbage Collection: deadline, TTL and owner references",
     fix="Read the API server's words in the detail: quota, admission and Pod Security speak there.",
     phase="accept",
 )
@@ -59,7 +59,8 @@ def probes_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     title="the cluster admits the probe pods",
     proves="Neither quota nor Pod Security nor a webhook stands between the probes and the nodes.",
     rule="No event FailedCreate of a Job of the run stands for a pod that is missing at the end.",
-    source="health facts D.3: a Job whose pods are refused says so in its events alone",
+    source="kubernetes/kubernetes 1.35, pkg/controller/controller_utils.go: a Job whose pods are refused says so in "
+    "events alone",
     fix="Give namespace gpuready what it lacks: kubectl -n gpuready get resourcequota,limitrange; its Pod Security "
     "label must be privileged.",
     after=("cluster.webhooks", "probes.run"),

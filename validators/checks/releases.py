@@ -50,7 +50,7 @@ def image_tags(workload: Object) -> set[str]:
     proves="No install or upgrade broke off half-way; the next one can go on from here.",
     rule="The newest Helm record of each planned release has status deployed. Only names and labels of the "
     "records are read; without permission for that the check is skipped.",
-    source="health facts E10; install facts 10.19",
+    source="Helm documentation, helm status: the states of a release",
     fix="helm history RELEASE -n NAMESPACE tells the reason; then run the installer again. A pending one that no "
     "helm is working on needs: helm rollback RELEASE -n NAMESPACE",
     avoid="Do not uninstall the release to get out; its custom resources may go with it.",
@@ -94,7 +94,7 @@ def release_status(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     proves="Pod Security lets pods mount the host's devices, so that a pod that goes can come back.",
     rule="The namespace of each release that needs privileges has pod-security.kubernetes.io/enforce=privileged; "
     "another value fails, no value warns.",
-    source="install facts 10: PSA enforcement without the privileged label on operator namespaces",
+    source="Kubernetes documentation, Pod Security Admission and Pod Security Standards: hostPath and privileged pods",
     fix="kubectl label --overwrite namespace NAMESPACE pod-security.kubernetes.io/enforce=privileged",
     needs=("namespaces",),
 )
@@ -131,7 +131,7 @@ def release_namespace(expected: Expected, evidence: Evidence) -> Iterator[Findin
     proves="What was to be installed is there, and its pods are ready.",
     rule="Each planned release has workloads of its name and namespace; no Deployment is scaled to 0, and all pods "
     "are ready. The DRA driver's DaemonSet is left to dra.slices, which judges it node by node.",
-    source="install facts 11.2: `helm status` says deployed while nothing runs",
+    source="Helm documentation, helm install: without --wait a release is deployed before any pod runs",
     fix="Run the installer again: pyinfra inventory deploys/gpu.py. Then: kubectl -n NAMESPACE get pods",
     avoid="Do not uninstall a release to mend it; its custom resources may go with it.",
     needs=("deployments.apps", "daemonsets.apps"),
@@ -192,7 +192,8 @@ def installed(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     title="every release has the pinned version",
     proves="What runs is what charts_values/charts.yaml pins.",
     rule="The chart label or, without one, an image tag of the release's workloads carries the pinned version.",
-    source="health facts E10; Helm's own records are Secrets, which a read-only role must not read",
+    source="Helm documentation, Labels and Annotations, helm.sh/chart; Helm's own records are Secrets, which a "
+    "read-only role must not read",
     fix="Run the installer, or pin what runs in charts_values.",
     avoid="Do not upgrade a driver or Cilium outside a maintenance window.",
     needs=("deployments.apps", "daemonsets.apps"),

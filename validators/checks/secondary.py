@@ -22,7 +22,8 @@ ATTACHMENTS = "network-attachment-definitions.k8s.cni.cncf.io"
     proves="A pod that names the network gets the rail's device; without it NCCL falls back to TCP in silence.",
     rule="The NetworkAttachmentDefinition of each network in inventory exists; one that gpuready makes comes from a "
     "MacvlanNetwork in state ready, on the interface that inventory names.",
-    source="install facts 3.4; design: RoCE needs the rail's network device in the pod",
+    source="Mellanox/network-operator 26.4.1, api/v1alpha1/macvlannetwork_types.go; "
+    "Mellanox/k8s-rdma-shared-dev-plugin, README, macvlan for RDMA",
     fix="Run the installer: pyinfra inventory deploys/gpu.py. Then: kubectl get macvlannetworks -o yaml",
     needs=(NETWORKS, ATTACHMENTS),
     after=("release.installed", "network.policy"),

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gpuready.charts_values.quantities import count
+
 from ..evidence import Object
 from ..model import Finding, Status, Subject
 
@@ -70,8 +72,7 @@ def condition(thing: Object, kind: str) -> Object | None:
 
 def allocatable(thing: Object, resource: str) -> int:
     """How many of a resource a node offers to pods; 0 where it offers none."""
-    value = thing.get("status", {}).get("allocatable", {}).get(resource, "0")
-    return int(value) if str(value).isdigit() else 0
+    return count(thing.get("status", {}).get("allocatable", {}).get(resource, "0"))
 
 
 def _waits(text: str) -> bool:

@@ -23,7 +23,7 @@ DRIVER = "nvidia.com/cuda.driver-version.full"
     title="kubelets fit the API server",
     proves="No node runs a kubelet that the API server does not support.",
     rule="A kubelet is not newer than the API server and at most three minor versions older.",
-    source="Kubernetes version skew policy; health facts E1",
+    source="Kubernetes documentation, Version Skew Policy",
     fix="Upgrade the kubelet of that node.",
     needs=("nodes",),
     after=("nodes.present",),
@@ -58,7 +58,7 @@ def kubelet(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     title="the GPU driver has one version, the promised one",
     proves="No node is half-way through a driver upgrade.",
     rule="GFD's driver version label equals driver_version of inventory on each GPU node.",
-    source="health facts E43; install facts 2.1: the chart's default driver moves between releases",
+    source="NVIDIA/gpu-operator, values.yaml: the default of driver.version moved from 580 (v26.3) to 595 (v26.7.0)",
     fix="Look at nvidia-driver-daemonset on that node; an old pod keeps the old driver until it is replaced.",
     avoid="Do not delete driver pods under running GPU jobs.",
     needs=("nodes",),
@@ -98,7 +98,8 @@ def driver(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     title="Kubernetes is within the range of every release",
     proves="The charts run on a version that their makers document.",
     rule="The server's minor version lies in the range that charts_values/charts.yaml gives for each release.",
-    source="install facts 9: compatibility matrix, rows that could not be verified are left open",
+    source="charts_values/charts.yaml, `kubernetes` of each release, with the source of the range; what was not found "
+    "is open",
     fix="Choose chart versions for this Kubernetes version in charts_values/charts.yaml.",
     needs=("namespaces",),
 )

@@ -21,7 +21,9 @@ from ..evidence import RELEASES, Evidence, Object, ReadFailure
 from ..webhooks import ENDPOINTS, MUTATING, VALIDATING
 
 # What a bundle must not carry: bulky or private, and no check reads it.
-_DROPPED_ANNOTATIONS = ("kubectl.kubernetes.io/last-applied-configuration",)
+_DROPPED_ANNOTATIONS = ("kubectl.kubernetes.io/last-applied-configuration", "objectset.rio.cattle.io/applied")
+# Where people put passwords, in workloads and in the operators' policies.
+_PRIVATE = ("env", "args", "command")
 
 
 @dataclass(frozen=True)
@@ -249,8 +251,12 @@ def _once(pods: list[Object]) -> list[Object]:
 
 def _read(api: Api, read: Read) -> list[Object]:
     items = [api.get(read.path, **read.query)] if read.single else api.list(read.path, **read.query)
-    trim = _TRIMS.get(read.path.rpartition("/")[2], _as_is)
-    return [kept for item in items if (kept := trim(_without_bulk(item))) is not None]
+    return [kept for item in items if (kept := _trimmed(read, item)) is not None]
+
+
+def _trimmed(read: Read, item: Object) -> Object | None:
+    """What is kept of an object; None where it is not wanted at all."""
+    return _TRIMS.get(read.path.rpartition("/")[2], _as_is)(_without_bulk(item))
 
 
 def _without_bulk(item: Object) -> Object:
@@ -279,6 +285,29 @@ def _trim_pod(pod: Object) -> Object:
     return {**pod, "spec": kept, "status": status}
 
 
+def _trim_workload(item: Object) -> Object:
+    """Of a Deployment or DaemonSet: which pods, how many, where they may run and of which images."""
+    spec = item["spec"]
+    pod = spec["template"]["spec"]
+    kept: Object = {key: pod[key] for key in ("nodeSelector", "tolerations") if key in pod}
+    for key in ("initContainers", "containers"):
+        if key in pod:
+            kept[key] = [{field: one[field] for field in ("name", "image") if field in one} for one in pod[key]]
+    few = {key: spec[key] for key in ("replicas", "selector") if key in spec}
+    return {**item, "spec": {**few, "template": {"spec": kept}}}
+
+
+def _trim_policy(item: Object) -> Object:
+    """What an operator was asked for, without the environment and arguments of its operands."""
+    return {**item, "spec": _public(item.get("spec") or {})}
+
+
+def _public(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {key: _public(value) for key, value in part.items() if key not in _PRIVATE}
+    return [_public(value) for value in part] if isinstance(part, list) else part
+
+
 def _trim_claim(claim: Object) -> Object | None:
     """A claim that has its devices is not judged, and there may be one for every running job."""
     return None if claim.get("status", {}).get("allocation") else claim
@@ -293,6 +322,10 @@ def _trim_webhooks(item: Object) -> Object:
 _TRIMS: dict[str, Callable[[Object], Object | None]] = {
     "nodes": _trim_node,
     "pods": _trim_pod,
+    "daemonsets": _trim_workload,
+    "deployments": _trim_workload,
+    "clusterpolicies": _trim_policy,
+    "nicclusterpolicies": _trim_policy,
     "resourceclaims": _trim_claim,
     "validatingwebhookconfigurations": _trim_webhooks,
     "mutatingwebhookconfigurations": _trim_webhooks,

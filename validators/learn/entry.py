@@ -140,9 +140,11 @@ def _places(draft: Draft, evidence: Evidence, nodes: Sequence[Object]) -> None:
     )
     seen = f"; addresses from {addresses[0]} to {addresses[-1]} are in use" if addresses else ""
     draft.put("node_cidrs", None, f"fill in: the networks of the nodes{seen}")
-    host = urlsplit(str(evidence.about.get("server", ""))).hostname or ""
-    if host == "localhost" or host.startswith("127."):
-        draft.put("api_server", None, f"fill in: host:port of the API server as nodes reach it; {host} is this machine")
+    server = urlsplit(str(evidence.about.get("server", "")))
+    host = server.hostname or ""
+    here = "this machine" if host == "localhost" or host.startswith("127.") else ""
+    if why := here or ("a proxy before it" if server.path.strip("/") else ""):
+        draft.put("api_server", None, f"fill in: host:port of the API server as nodes reach it; {host} is {why}")
     devices = _cilium(evidence).get("devices", "").split()
     comment = "" if devices else "fill in: the devices that Cilium shall use, where it must not find them itself"
     draft.put("management_nics", devices or None, comment)

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from gpuready.charts_values import quantities
+
 from ..checks.gpu import GPU, PRODUCT
 from ..checks.network import GPU_ON_PCI
 from ..checks.subjects import labels_of, name_of
@@ -140,9 +142,9 @@ def _extended(node: Object) -> dict[str, int]:
     """GPU and RDMA resources by capacity, which a GPU that just failed does not lower."""
     status = node.get("status", {})
     return {
-        key: int(value)
+        key: number
         for key, value in (status.get("capacity") or status.get("allocatable") or {}).items()
-        if key.startswith(_RESOURCES) and str(value).isdigit() and int(value) > 0
+        if key.startswith(_RESOURCES) and (number := quantities.count(value)) > 0
     }
 
 

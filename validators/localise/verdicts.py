@@ -68,7 +68,7 @@ def _leaf_verdict(fault: LeafFault) -> Verdict:
 def _accusation(record: Record, guilt: Guilt) -> Verdict:
     votes = record.votes[guilt.name]
     if guilt.alone:
-        reason = f"slow or failing alone, {len(guilt.findings)} times"
+        reason = f"slow or failing alone, {len(guilt.findings)} times: no NIC takes part, so NVLink, GPU, PCIe or host"
     else:
         partners = sorted({one.other(guilt.name) for one in guilt.findings})
         often = "now and then" if guilt.cause == "flaky" else "each time"

@@ -29,6 +29,8 @@ _TREE = re.compile(rb"\[(\d{1,9})\] (-?\d{1,9}(?:/-?\d{1,9})*)->(\d{1,9})->(-?\d
 _LONGEST_RECORD = 900
 _ENDS = re.compile(rb"(\d{1,9})(?:/(\d{1,9}))? : (\d{1,9})(?:\[[0-9a-f]+\])? -> (\d{1,9})")
 _TCP = ("socket", "fastsocket")
+# Plug-ins over TCP that reach GPU memory in their own way and need not say so.
+_OWN_WAY = ("gpudirecttcpx", "fastrak")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Transport:
 def is_tcp(network: str) -> bool:
     """Whether a network is TCP, which has no GPUDirect to offer."""
     return network.lower().startswith(_TCP)
+
+
+def may_be_silent(network: str) -> bool:
+    """Whether channels over this network may use GPU memory without saying so: the word proves, silence does not."""
+    return network.lower().startswith(_OWN_WAY)
 
 
 def transport(text: bytes) -> Transport | None:

@@ -16,7 +16,7 @@ from ..report import output
 from .gdr import why_no_gdr
 from .report import NcclReport, read
 from .sources import LogError, Source
-from .verdict import Finding, verdict
+from .verdict import Finding, forced_levels, verdict
 
 _GIB = 1 << 30
 
@@ -25,7 +25,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command's options."""
     text = "read NCCL and nccl-tests output: transport of every channel, GPUDirect RDMA, errors, bandwidth"
     parser = subparsers.add_parser("nccl", help=text, description=f"{text[0].upper()}{text[1:]}. Needs no cluster.")
-    parser.add_argument("logs", metavar="LOG", nargs="+", help="log files of one run, plain, .gz or .zst; - is stdin")
+    parser.add_argument(
+        "logs", metavar="LOG", nargs="+", help="logs and -J files of one run, plain, gzip or zstd; - is stdin"
+    )
     parser.add_argument("--rails", metavar="N", type=_count, help="fail where a host uses fewer NICs")
     parser.add_argument("--network", metavar="NAME", help='fail on another network (IB, "AWS Libfabric", ...)')
     parser.add_argument("--strict", action="store_true", help="warnings count as failures")
@@ -104,12 +106,20 @@ def _facts(report: NcclReport) -> Iterator[str]:
             f"between hosts: {report.gdr_channels} of {report.net_channels} channels use GPUDirect RDMA; "
             f"{used} NICs used by each host"
         )
+        levels = forced_levels(report)
+        if report.gdr_channels and levels:
+            yield f"GPUDirect RDMA by decree: NCCL_NET_GDR_LEVEL={levels[0]} allows it whatever the distance"
     kinds: dict[str, int] = {}
     for one in report.traffic.values():
         for kind, count in one.intranode.items():
             kinds[kind] = kinds.get(kind, 0) + count
     if kinds:
         yield "inside hosts: " + ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
+    if report.suspect and len(report.timeouts) > 2:
+        counts = ", ".join(
+            f"{node} {count}" for node, count in sorted(report.timeouts.items(), key=lambda one: -one[1])
+        )
+        yield f"RDMA timeouts name {report.suspect} most, as reporter or as peer: {counts}"
     table = report.benchmark
     largest = table.largest if table else None
     if table and largest and largest.busbw is not None:

@@ -47,8 +47,13 @@ def _ranks(reader: Reader) -> Iterator[str]:
 
 
 def _silent(reader: Reader, processes: list[Process]) -> Iterator[str]:
-    """Processes that initialised and connected nothing, while others did."""
-    if not any(process.channels for process in processes) or (reader.communicators.ranks or 0) < 2:
+    """Processes that initialised and show no channel, where there must be some."""
+    if (reader.communicators.ranks or 0) < 2:
+        return
+    if not any(process.channels for process in processes):
+        ran = any(table.rows for result in reader.tables for table in result.tables)
+        if reader.rings_connected or reader.trees_connected or ran:
+            yield "no process shows a channel, though they were connected"
         return
     silent = [one for one in processes if one.in_communicator and not one.channels]
     if silent:

@@ -35,13 +35,11 @@ class Nic:
 
 @dataclass
 class Capability:
-    """How often a host called GPUDirect possible or not, and why not."""
+    """Why a host called GPUDirect impossible: names of NICs, and whether GPU and NIC are too far apart."""
 
-    enabled: int = 0
-    disabled: int = 0
     no_module: set[str] = field(default_factory=set)
     no_support: set[str] = field(default_factory=set)
-    too_far: int = 0
+    too_far: bool = False
 
 
 class Devices:
@@ -81,9 +79,11 @@ class Devices:
     def setting(self, text: bytes, host: str) -> None:
         """Read an echoed environment variable."""
         match = _ENVIRONMENT.match(text)
-        if match is None:
-            return
-        name, value = match[1].decode(), match[2].decode("utf-8", "replace")
+        if match:
+            self.set_to(match[1].decode(), match[2].decode("utf-8", "replace"), host)
+
+    def set_to(self, name: str, value: str, host: str) -> None:
+        """Remember an environment variable of a host."""
         if name in self.environment or len(self.environment) < _MOST_NAMES:
             values = self.environment.setdefault(name, {})
             if value in values or len(values) < _MOST_VALUES:
@@ -95,17 +95,12 @@ class Devices:
         if match is None:
             return
         one = self.capability.setdefault(host, Capability())
-        if match[1] == b"Enabled":
-            one.enabled += 1
-        else:
-            one.disabled += 1
-            one.too_far += match[3] == b">"
+        one.too_far |= match[1] == b"Disabled" and match[3] == b">"
 
     def _hca(self, host: str, state: bytes, index: bytes, name: bytes, rest: bytes) -> None:
         one = self.capability.setdefault(host, Capability())
         if state == b"Enabled":
             return
-        one.disabled += 1
         (one.no_module if b"no module" in rest else one.no_support).add(name.decode("utf-8", "replace"))
 
     def value(self, name: str) -> list[str]:

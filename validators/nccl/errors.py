@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 _LONGEST_TEXT = 300
+# NCCL itself cuts its records at a quarter of this.
+_LONGEST_RECORD = 4096
 _MOST_KINDS = 500
 
 
@@ -69,6 +72,12 @@ CLASSES: tuple[ErrorClass, ...] = (
         r"MNNVL \(cliqueSize \d+\) is available but not working",
         "NVLink between hosts is there but does not work",
         "Check the IMEX daemons and the ComputeDomain.",
+    ),
+    _class(
+        "p2p_disabled",
+        r"P2P is disabled between NVLINK connected GPUs",
+        "GPUs that NVLink joins cannot reach each other",
+        "Look at nvidia-smi topo -p2p r and nvlink -s on the node, then at ACS and the fabric manager.",
     ),
     _class(
         "nvls_failed",
@@ -172,16 +181,16 @@ _CONSEQUENCES = ("nccl_tests_failure",)
 # The cheap question that decides whether a line outside NCCL's records is worth the expensive ones.
 _OUTSIDE = re.compile(
     rb"Test (?:NCCL failure|CUDA failure|timeout)|Segmentation fault|exited on signal|Cuda failure"
-    rb"|Watchdog caught collective|died from signal"
+    rb"|Watchdog caught collective|died from signal|# error: "
 )
-_OUTSIDE_WARNING = re.compile(r"Watchdog caught collective operation timeout|died from signal \d+")
+_OUTSIDE_WARNING = re.compile(r"Watchdog caught collective operation timeout|died from signal \d+|# error: ")
 # Common, and no sign of trouble.
 _HARMLESS = re.compile(
     r"Could not find real path of|Failed to find CUDA library|Could not (?:find|load) .*plugin", re.I
 )
 _PEER = re.compile(r"from peer (\S+?)(?:<\d+>)? ")
 _HCA = re.compile(r"\bhca (\S+)\s*$")
-_DEVICE = re.compile(r"NET/IB\S* ?: ([\w.\-]+):\d+ Got")
+_DEVICE = re.compile(r"NET/IB\S* ?: ([\w.\-]+):\d+ (?:Got|async)")
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 
 
@@ -217,9 +226,11 @@ class Errors:
     def __init__(self) -> None:
         self._errors: dict[tuple[str, str | None, str | None, str | None], ErrorRecord] = {}
         self._warnings: dict[tuple[str, str | None], WarningRecord] = {}
+        self._first_completion: dict[str | None, str] = {}
 
     def warned(self, text: str, host: str) -> None:
         """Read a WARN record of NCCL."""
+        text = text[:_LONGEST_RECORD]
         if not self._error(text, host) and not _HARMLESS.search(text):
             self._warning(text, host)
 
@@ -243,6 +254,21 @@ class Errors:
             one.peer = host_of.get(one.peer, one.peer) if one.peer else None
         return sorted(found, key=lambda one: (_ORDER[one.name], -one.count, one.host or "", one.hca or ""))
 
+    def timeouts(self, found: Iterable[ErrorRecord], hosts: Iterable[str]) -> tuple[dict[str, int], str | None]:
+        """How many RDMA timeouts name each node, as reporter or as peer, and the node that most of them name.
+
+        A node whose operations were flushed before it reported a timeout is a victim and no suspect.
+        """
+        votes: Counter[str] = Counter()
+        for one in found:
+            if one.name == "ib_completion_12":
+                for node in {one.host, one.peer}.intersection(hosts):
+                    votes[str(node)] += one.count
+        candidates = [node for node in votes if self._first_completion.get(node) != "ib_completion_5"]
+        candidates.sort(key=lambda node: (-votes[node], node))
+        tie = len(candidates) > 1 and votes[candidates[0]] == votes[candidates[1]]
+        return dict(sorted(votes.items())), None if tie or not candidates else candidates[0]
+
     def warnings(self) -> list[WarningRecord]:
         """The warnings, most frequent first."""
         return sorted(self._warnings.values(), key=lambda one: (-one.count, one.text))
@@ -251,6 +277,8 @@ class Errors:
         one = next((known for known in CLASSES if known.pattern.search(text)), None)
         if one is None:
             return False
+        if one.name.startswith("ib_completion"):
+            self._first_completion.setdefault(host, one.name)
         peer, hca = _PEER.search(text), _HCA.search(text) or _DEVICE.search(text)
         key = (one.name, host, peer[1] if peer else None, hca[1] if hca else None)
         if key not in self._errors and len(self._errors) >= _MOST_KINDS:

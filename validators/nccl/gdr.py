@@ -11,6 +11,7 @@ from .report import NcclReport
 
 _NO_DEVICE = "Is the RDMA resource in the pod's limits, and does ibv_devices in a pod list the NICs?"
 _COHERENT = re.compile(r"\b(?:GH200|GB200|GB300)\b")
+_GRACE_BLACKWELL = re.compile(r"\bGB[23]00\b")
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,13 @@ def _platform(report: NcclReport) -> Iterator[Explanation]:
             f"NCCL {old[0]}",
             "Use NCCL 2.27 or newer.",
         )
+    elif any(_GRACE_BLACKWELL.search(product) for product in products):
+        yield Explanation(
+            "GraceBlackwell",
+            "the GPU driver may refuse NICs behind another root of a Grace Blackwell board",
+            _some(sorted(products)),
+            "Before driver R595: NVreg_GrdmaPciTopoCheckOverride=1; compare the IOMMU groups of GPU and NIC.",
+        )
 
 
 def _pattern(report: NcclReport) -> Iterator[Explanation]:
@@ -146,6 +154,14 @@ def _pattern(report: NcclReport) -> Iterator[Explanation]:
             f"{send} send channels",
             "GPUs before Ampere without NVLink do not let the NIC read them (NCCL_NET_GDR_READ).",
         )
+    if receive and not send:
+        lame = sorted(host for host, nics in rdma.items() if any(nic.gdr_receive < nic.receive for _, nic in nics))
+        yield Explanation(
+            "ReceiveOnly",
+            "only receiving goes through host memory",
+            f"{receive} receive channels on {_some(lame)}",
+            "Check nvidia_peermem and DMA-BUF on these nodes; the other side decides for itself.",
+        )
     rails = sorted(
         f"{host} NIC {key[1]}"
         for host, nics in rdma.items()
@@ -153,7 +169,7 @@ def _pattern(report: NcclReport) -> Iterator[Explanation]:
         for key, nic in nics
         if nic.gdr < nic.channels
     )
-    if rails and not (send and not receive):
+    if rails and send and receive:
         yield Explanation(
             "SomeNics",
             "some NICs lack it on hosts where others have it",

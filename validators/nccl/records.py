@@ -10,17 +10,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 PREFIX = re.compile(
-    rb"([A-Za-z0-9_][\w\-]*):(\d{1,10}):(\d{1,10}) (?:\[(-?\d+)\] )?"
+    rb"([A-Za-z0-9_][\w\-]{0,252}):(\d{1,10}):(\d{1,10}) (?:\[(-?\d+)\] )?"
     rb"(?:[\w./\-]+:\d+ (?:\([^)]*\) )?)?NCCL (INFO|WARN|CALL|TRACE)(?: |$)"
 )
 # What launchers put before a line: Open MPI and PRRTE tags, kubectl's pod, torchrun's and srun's rank.
-DECORATION = re.compile(
-    rb"(?:[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4})?\[[^\]\s]*\d+,\d+\]<std\w+>:"
-    rb"|\[pod/[^\]]*\]|\[default\d+\]:|^\s*\d+: "
+_DECORATION = re.compile(
+    rb"(?:[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4})?\[[^\]\s]{0,200}\d+,\d+\]<std\w+>:"
+    rb"|\[pod/[^\]]{0,600}\]|\[(?:default|rank)\d+\]:|^\s*\d+: "
 )
+# The cheap question whether there is any.
+_DECORATED = re.compile(rb"\[(?:[^\]\s]{0,200},\d+\]<|pod/|default\d|rank\d)")
+_LABEL = re.compile(rb"\s*\d+: ")
 # A process with fewer records than this share of another's may be the other with a damaged name.
 _ALIAS_SHARE = 0.1
 _STRAY_RECORDS = 2
+
+
+def undecorated(line: bytes) -> bytes:
+    """A line without what launchers put into it, at its beginning and wherever they cut it."""
+    if _DECORATED.search(line) or _LABEL.match(line):
+        return _DECORATION.sub(b" ", line)
+    return line
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +45,7 @@ class Process:
     more_transports: set[int] = field(default_factory=set)
     in_communicator: bool = False
     nvls: bool = False
+    nvswitch: bool = False
 
     def absorb(self, other: Process) -> None:
         """Take over what was seen of this process under a damaged name."""
@@ -46,6 +57,7 @@ class Process:
         self.more_transports |= other.more_transports
         self.in_communicator |= other.in_communicator
         self.nvls |= other.nvls
+        self.nvswitch |= other.nvswitch
 
 
 class Processes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import completeness
-from .channels import Transport, ends, is_tcp
+from . import completeness, scope
+from .channels import Transport, ends, is_tcp, may_be_silent
 from .devices import Devices
 from .errors import ErrorRecord, WarningRecord
 from .reader import Reader, read_all
@@ -41,7 +41,7 @@ class HostTraffic:
     """Channels of one host. ``nics`` is by (network, NIC index), ``intranode`` by path inside the host.
 
     ``pxn`` channels take another GPU's NIC, ``pci`` ones reach the NIC over PCIe where C2C exists, ``shared`` ones
-    share buffers.
+    share buffers. ``nvswitch`` says that NVSwitch joins its GPUs.
     """
 
     nics: dict[tuple[str, int], NicTraffic] = field(default_factory=dict)
@@ -49,6 +49,7 @@ class HostTraffic:
     pxn: int = 0
     pci: int = 0
     shared: int = 0
+    nvswitch: bool = False
 
     @property
     def net(self) -> int:
@@ -60,21 +61,29 @@ class HostTraffic:
         """Those that use GPUDirect RDMA."""
         return sum(nic.gdr for nic in self.nics.values())
 
+    @property
+    def silent(self) -> list[NicTraffic]:
+        """NICs whose plug-in says of no channel whether it uses GPU memory, and need not say so."""
+        return [nic for (network, _), nic in self.nics.items() if may_be_silent(network) and not nic.gdr]
+
 
 @dataclass(frozen=True)
 class NcclReport:
     """Everything that was read. ``gdr`` is all, partial, none, not_applicable or unproven, of what is legible.
 
     ``incomplete`` says why the log is no whole one; empty means complete. ``separate`` says that it holds
-    several independent runs, as nccl-tests without MPI makes them.
+    several independent runs, as nccl-tests without MPI makes them. ``timeouts`` counts by node how many RDMA
+    timeouts name it, on either side; ``suspect`` is the node that most of them name, None where there is no such.
     """
 
     versions: tuple[str, ...]
+    versions_by_host: dict[str, tuple[str, ...]]
     ranks: int | None
     nodes: int | None
     hosts: tuple[str, ...]
     networks: tuple[str, ...]
     networks_by_host: dict[str, tuple[str, ...]]
+    networks_by_process: dict[str, tuple[str, ...]]
     traffic: dict[str, HostTraffic]
     gdr: str
     separate: bool
@@ -83,6 +92,8 @@ class NcclReport:
     tables: tuple[Table, ...]
     errors: tuple[ErrorRecord, ...]
     warnings: tuple[WarningRecord, ...]
+    timeouts: dict[str, int]
+    suspect: str | None
     torn: int
     lines: int
 
@@ -127,6 +138,7 @@ class NcclReport:
                 intranode[kind] = intranode.get(kind, 0) + count
         return {
             "versions": list(self.versions),
+            "versions_by_host": {host: list(names) for host, names in self.versions_by_host.items()},
             "complete": self.complete,
             "incomplete_because": list(self.incomplete),
             "ranks": self.ranks,
@@ -134,6 +146,7 @@ class NcclReport:
             "hosts": list(self.hosts),
             "networks": list(self.networks),
             "networks_by_host": {host: list(names) for host, names in self.networks_by_host.items()},
+            "networks_by_process": {name: list(names) for name, names in self.networks_by_process.items()},
             "transport": {
                 "net_channels": between or None,
                 "gdr_channels": self.gdr_channels if between else None,
@@ -144,11 +157,21 @@ class NcclReport:
                 "shared_channels": sum(one.shared for one in self.traffic.values()) if between else None,
                 "by_host": {h: {"net": one.net, "gdr": one.gdr} for h, one in self.traffic.items() if one.net},
                 "by_nic": {
-                    f"{host}/{network}/{nic}": {"send": count.send, "receive": count.receive, "gdr": count.gdr}
+                    f"{host}/{network}/{nic}": {
+                        "send": count.send,
+                        "receive": count.receive,
+                        "gdr": count.gdr,
+                        "gdr_send": count.gdr_send,
+                        "gdr_receive": count.gdr_receive,
+                    }
                     for host, one in self.traffic.items()
                     for (network, nic), count in sorted(one.nics.items())
                 },
                 "intranode": dict(sorted(intranode.items())),
+            },
+            "nics": {
+                host: [{"index": nic.index, "name": nic.name, "link": nic.link} for nic in nics]
+                for host, nics in sorted(self.devices.nics.items())
             },
             "rails": {
                 host: {"used": list(self.rails(host)), "idle": _list(self.idle_rails(host))}
@@ -165,6 +188,7 @@ class NcclReport:
                 {"class": e.name, "count": e.count, "host": e.host, "peer": e.peer, "hca": e.hca, "text": e.text}
                 for e in self.errors
             ],
+            "timeouts": {"by_node": self.timeouts, "suspect": self.suspect} if self.timeouts else None,
             "warnings": [{"count": one.count, "host": one.host, "text": one.text} for one in self.warnings],
             "environment": {name: self.devices.value(name) for name in sorted(self.devices.environment)},
             "torn_lines": self.torn,
@@ -184,7 +208,7 @@ def build(reader: Reader) -> NcclReport:
     """Put together what a reader saw."""
     strays = len(reader.processes.repair()) + _rejoin(reader)
     processes = sorted(reader.processes, key=lambda one: (one.host, one.pid))
-    tables = tuple(table for part in reader.tables for table in part.tables)
+    tables = _tables([table for part in reader.tables for table in part.tables], reader.documents)
     hosts = _hosts(processes, tables)
     traffic = {host: HostTraffic() for host in hosts}
     for process in processes:
@@ -193,24 +217,31 @@ def build(reader: Reader) -> NcclReport:
     for process in processes:
         if process.networks:
             networks_by_host.setdefault(process.host, set()).update(process.networks)
+    by_process = {f"{one.host}:{one.pid}": tuple(sorted(one.networks)) for one in processes if one.networks}
     ranks = reader.communicators.ranks or _table_ranks(tables)
-    separate = _separate(reader, processes)
-    nodes = _nodes(reader, processes, ranks)
+    separate = scope.separate(reader, processes, tables)
+    nodes = scope.nodes_of(reader, processes, ranks)
+    errors = tuple(reader.errors.ranked(reader.devices.host_of))
+    timeouts, suspect = reader.errors.timeouts(errors, hosts)
     return NcclReport(
-        versions=tuple(sorted(reader.versions)),
+        versions=_versions(reader),
+        versions_by_host=_versions_by_host(reader),
         ranks=ranks,
         nodes=nodes,
         hosts=hosts,
         networks=tuple(sorted({name for names in networks_by_host.values() for name in names})),
         networks_by_host={host: tuple(sorted(names)) for host, names in networks_by_host.items()},
+        networks_by_process=by_process,
         traffic=traffic,
         gdr=_gdr(traffic, nodes, separate, reader),
         separate=separate,
         incomplete=tuple(completeness.gaps(reader, processes, tables, strays)),
         devices=reader.devices,
         tables=tables,
-        errors=tuple(reader.errors.ranked(reader.devices.host_of)),
+        errors=errors,
         warnings=tuple(reader.errors.warnings()),
+        timeouts=timeouts,
+        suspect=suspect,
         torn=reader.torn,
         lines=reader.lines,
     )
@@ -249,6 +280,7 @@ def _count(process: Process, transports: list[Transport], into: HostTraffic) -> 
         via = transports[number]
         if via.network is not None:
             into.nics.setdefault((via.network, via.nic), NicTraffic())
+    into.nvswitch |= process.nvswitch
     if process.nvls:
         into.intranode["NVLS"] = into.intranode.get("NVLS", 0) + 1
 
@@ -259,43 +291,52 @@ def _hosts(processes: list[Process], tables: tuple[Table, ...]) -> tuple[str, ..
 
 
 def _table_ranks(tables: tuple[Table, ...]) -> int | None:
-    return next((len(table.devices) for table in tables if table.devices), None)
+    return next((table.ranks for table in tables if table.ranks), None)
 
 
-def _separate(reader: Reader, processes: list[Process]) -> bool:
-    """Whether no communicator joins what the log shows: N runs of one process or host each."""
-    known = list(reader.communicators)
-    if len(processes) < 2 or not known:
-        return False
-    if all(one.ranks == 1 for one in known):
-        return True
-    hosts = {host for one in known for host in one.hosts}
-    alone = all(len(one.hosts) == 1 and (reader.communicators.nodes_of(one.ranks) or 1) == 1 for one in known)
-    return alone and len(hosts) > 1
+def _versions(reader: Reader) -> tuple[str, ...]:
+    """What NCCL prints of itself, which is longer; what nccl-tests says of it where that is something else."""
+    printed = set(reader.versions)
+    other = {v for v in reader.library_versions if not any(p == v or p.startswith(f"{v}+") for p in printed)}
+    return tuple(sorted(printed | other))
 
 
-def _nodes(reader: Reader, processes: list[Process], ranks: int | None) -> int | None:
-    """nNodes as NCCL prints it; else the hosts, where all ranks are known to be on them."""
-    printed = reader.communicators.nodes_of(ranks)
-    if printed is not None or ranks is None:
-        return printed
-    largest = [one for one in reader.communicators if one.ranks == ranks]
-    if any(len(one.members) == ranks for one in largest):
-        return max(len(one.hosts) for one in largest)
-    between = any(reader.transports[n].crosses_hosts for one in processes for n in one.channels.values())
-    hosts = {process.host for process in processes}
-    if between or len(hosts) != 1:
-        return None
-    # Paths inside a host prove that the ranks at their other end are on it.
-    local = {rank for one in processes for channel in one.channels for rank in ends(channel)[2:]}
-    return 1 if len(local) == ranks else None
+def _versions_by_host(reader: Reader) -> dict[str, tuple[str, ...]]:
+    """As far as each process says it, which is so from NCCL 2.22 on."""
+    hosts = sorted({host for named in reader.versions.values() for host in named})
+    return {
+        host: tuple(sorted(version for version, named in reader.versions.items() if host in named)) for host in hosts
+    }
+
+
+def _tables(printed: list[Table], documents: list[Table]) -> tuple[Table, ...]:
+    """All tables; one that nccl-tests both printed and wrote as JSON once, in the order of printing."""
+    rest = list(documents)
+    tables = []
+    for table in printed:
+        twin = next((one for one in rest if _same_run(table, one)), None)
+        if twin is not None:
+            rest.remove(twin)
+        if twin is None or not twin.finished:
+            tables.append(table)
+            continue
+        worse = max(table.out_of_bounds or 0, twin.out_of_bounds or 0)
+        name = table.collective or twin.collective
+        tables.append(replace(twin, collective=name, devices=table.devices, gpus_each=1, out_of_bounds=worse))
+    return (*tables, *rest)
+
+
+def _same_run(printed: Table, document: Table) -> bool:
+    """Whether the processes are the same, which run one benchmark each."""
+    return bool(document.devices) and document.devices.keys() <= printed.devices.keys()
 
 
 def _gdr(traffic: dict[str, HostTraffic], nodes: int | None, separate: bool, reader: Reader) -> str:
     net = sum(one.net for one in traffic.values())
     gdr = sum(one.gdr for one in traffic.values())
     if net:
-        return "all" if gdr == net else "partial" if gdr else "none"
+        silent = sum(nic.channels for one in traffic.values() for nic in one.silent)
+        return "all" if gdr == net else "unproven" if gdr + silent == net else "partial" if gdr else "none"
     if not separate and (nodes == 1 or reader.communicators.one_nvlink_domain):
         return "not_applicable"
     return "unproven"

@@ -1,6 +1,6 @@
 """Where log lines come from: files, plain or compressed, streams, and lines already in memory.
 
-Everything downstream works on bytes without line ends. Terminal escapes are gone and a carriage return ends a
+Everything downstream works on bytes, many lines at a time. Terminal escapes are gone and a carriage return ends a
 line, so that progress bars do not hide records. Memory is bounded by the block size, whatever the file's size.
 """
 
@@ -9,10 +9,13 @@ from __future__ import annotations
 import gzip
 import importlib
 import re
+import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, TextIO, cast
+from typing import IO, Any, NamedTuple, TextIO, cast
+
+from . import results
 
 Line = str | bytes
 Source = Path | TextIO | IO[bytes] | Iterable[Line]
@@ -20,19 +23,33 @@ Source = Path | TextIO | IO[bytes] | Iterable[Line]
 _BLOCK = 1 << 18
 _LONGEST_LINE = 1 << 20
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_CRI = re.compile(rb"\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|[+-]\d\d:\d\d) (?:(stdout|stderr) ([FP]) )?")
+_TIME = rb"\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|[+-]\d\d:\d\d) "
+_CRI = re.compile(rb"%b(?:(stdout|stderr) ([FP]) )?" % _TIME)
+_CRI_PART = re.compile(rb"\n%b(?:stdout|stderr) P " % _TIME)
+# The stamps of kubectl and the container runtime, of NCCL from 2.26 on, and of mpirun.
+_STAMP = re.compile(
+    rb"\n(?:(?:\[pod/[^\]\n]*\] )?%b(?:(?:stdout|stderr) F )?|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] "
+    rb"|[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}(?=\[))" % _TIME
+)
+# A line as log services show it in a table: | time | line |
+_CELL = re.compile(rb"\n\| [^|\n]{8,40} \| ([^\n]*?) ?\|(?=\n|\Z)")
+_STAMPED = re.compile(rb"\n(?:\[pod/[^\]\n]*\] )?(?:\[?\d{4}-\d\d-\d\d[T ]|\| |[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d )")
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+# A zstd stream says how much memory its reader needs: 2 to the power of this, in bytes, is what it gets. That is
+# what zstd -20 asks for; --long and --ultra can ask for more.
+_ZSTD_WINDOW = 25
 
 
 class LogError(Exception):
     """A log that cannot be read: one line that says which, why, and what to do."""
 
 
-class Block(list[bytes]):
-    """Some lines of a source in order. ``cut`` says that the last one lacks its line end."""
+class Block(NamedTuple):
+    """Lines of a source in order, joined by line ends. ``cut`` says that the last one lacks its own."""
 
-    cut = False
+    text: bytes
+    cut: bool = False
 
 
 def blocks(source: Source) -> Iterator[Block]:
@@ -72,37 +89,37 @@ def _stream(stream: IO[Any], name: str) -> Iterator[bytes]:
     data = _read(stream, name)
     if data.startswith((_GZIP, _ZSTD)):
         rest = cast("IO[bytes]", _Rest(data, stream))
-        stream = (
-            cast("IO[bytes]", gzip.GzipFile(fileobj=rest, mode="rb")) if data.startswith(_GZIP) else _zstd(name)(rest)
-        )
+        stream = cast("IO[bytes]", gzip.GzipFile(fileobj=rest, mode="rb")) if data.startswith(_GZIP) else _zstd(rest)
         data = _read(stream, name)
     if b"\0" in data and b"NCCL" not in data:
         raise LogError(f"{name} is no text; a log of NCCL or nccl-tests is expected")
+    chunks = _chunks(data, stream, name)
+    yield from results.thinned(chunks) if results.begins(data) else chunks
+
+
+def _chunks(data: bytes, stream: IO[Any], name: str) -> Iterator[bytes]:
     while data:
         yield data
         data = _read(stream, name)
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[Block]:
-    """Cut text into lines; only the unfinished last line is carried from chunk to chunk."""
+    """Cut text where lines end; only the unfinished last line is carried from chunk to chunk."""
     tail = b""
-    partial: dict[bytes, bytes] = {}
     for chunk in chunks:
         text = tail + chunk
         # Half of a CR LF may end a chunk.
         held = text.endswith(b"\r")
-        lines = _clean(text[:-1] if held else text).split(b"\n")
-        tail = lines.pop() + (b"\r" if held else b"")
+        lines, end, tail = _clean(text[:-1] if held else text).rpartition(b"\n")
         if len(tail) > _LONGEST_LINE:
-            lines.append(tail)
-            tail = b""
-        if lines:
-            yield _without_stamps(lines, partial)
-    rest = _without_stamps([tail.rstrip(b"\r")], partial) if tail else Block()
-    rest.extend(partial.values())
-    if rest:
-        rest.cut = True
-        yield rest
+            lines, end, tail = lines + end + tail, b"\n", b""
+        if held:
+            tail += b"\r"
+        if end:
+            yield Block(lines)
+    tail = tail.rstrip(b"\r")
+    if tail:
+        yield Block(tail, cut=True)
 
 
 def _clean(text: bytes) -> bytes:
@@ -116,26 +133,44 @@ def _clean(text: bytes) -> bytes:
     return text
 
 
-def _without_stamps(lines: list[bytes], partial: dict[bytes, bytes]) -> Block:
-    """Take off the time stamps of kubectl and of the container runtime, and join what the runtime split.
+class Stamps:
+    """Takes off what stands before each line and changes all the time, and joins lines that the container runtime
+    split. One for each source: it holds the beginnings of split lines, by stream."""
 
-    ``partial`` holds the beginning of a split line by stream, from call to call.
-    """
-    block = Block()
-    for line in lines:
-        match = _CRI.match(line) if line[10:11] == b"T" else None
-        if match is None:
-            block.append(line)
-            continue
-        stream, flag = match.groups()
-        text = line[match.end() :]
-        if stream:
-            text = partial.pop(stream, b"") + text
-        if flag == b"P":
-            partial[stream] = text
-        else:
-            block.append(text)
-    return block
+    def __init__(self) -> None:
+        self._partial: dict[bytes, bytes] = {}
+
+    def on(self, lines: list[bytes]) -> bool:
+        """Whether lines have stamps, or belong to split ones."""
+        return bool(self._partial) or _STAMPED.search(b"\n" + b"\n".join(lines)) is not None
+
+    def off(self, lines: bytes) -> bytes:
+        """The lines without stamps; a line whose end is still to come is kept for the next call."""
+        text = b"\n" + lines
+        if b"\n| " in text:
+            text = _CELL.sub(rb"\n\1", text)
+        if self._partial or _CRI_PART.search(text):
+            text = b"\n" + b"\n".join(self._joined(text[1:].split(b"\n")))
+        return _STAMP.sub(b"\n", text)[1:]
+
+    def rest(self) -> list[bytes]:
+        """Lines whose end never came."""
+        return list(self._partial.values())
+
+    def _joined(self, lines: list[bytes]) -> Iterator[bytes]:
+        for line in lines:
+            match = _CRI.match(line)
+            if match is None:
+                yield line
+                continue
+            stream, flag = match.groups()
+            text = line[match.end() :]
+            if stream:
+                text = self._partial.pop(stream, b"") + text
+            if flag == b"P":
+                self._partial[stream] = text
+            else:
+                yield text
 
 
 def _read(stream: Any, name: str) -> bytes:
@@ -146,26 +181,22 @@ def _read(stream: Any, name: str) -> bytes:
     except OSError as error:
         raise LogError(f"cannot read {name}: {error.strerror or error}") from error
     except Exception as error:
-        # The zstd readers have error classes of their own, and may not be importable here.
-        if type(error).__name__ in ("ZstdError", "ZstandardError"):
-            raise LogError(f"{name} is damaged: {error}") from error
-        raise
+        # The class is that of a package which is loaded only where a log needs it.
+        if type(error).__name__ != "ZstdError":
+            raise
+        if "too much memory" in str(error):
+            raise LogError(
+                f"{name} takes much memory to unpack; unpack it first: zstd -dc --long=31 FILE | gpuready nccl -"
+            ) from error
+        raise LogError(f"{name} is damaged: {error}") from error
     return data.encode("utf-8", "surrogateescape") if isinstance(data, str) else bytes(data)
 
 
-def _zstd(name: str) -> Callable[[Any], Any]:
-    """What opens a zstd stream: the standard library from Python 3.14 on, else the zstandard package."""
-    try:
-        return cast("Callable[[Any], Any]", importlib.import_module("compression.zstd").ZstdFile)
-    except ImportError:
-        pass
-    try:
-        package = importlib.import_module("zstandard")
-    except ImportError:
-        raise LogError(
-            f"{name} is zstd, which this Python cannot read; run: zstd -dc {name} | gpuready nccl -"
-        ) from None
-    return lambda stream: package.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+def _zstd(stream: IO[bytes]) -> IO[bytes]:
+    """Open a zstd stream: with the standard library from Python 3.14 on, before with its backport."""
+    zstd = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW}
+    return cast("IO[bytes]", zstd.ZstdFile(stream, "rb", options=options))
 
 
 class _Rest:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from .channels import is_tcp
+from .errors import ErrorRecord
 from .gdr import why_no_gdr
 from .report import NcclReport
 
@@ -46,13 +48,15 @@ class Verdict(NamedTuple):
 def verdict(report: NcclReport, rails: int | None = None, network: str | None = None) -> Verdict:
     """Judge a report.
 
-    Fail: errors, wrong results, channels without GPUDirect RDMA, fewer than ``rails`` NICs used on a host, a
-    network other than ``network``. Incomplete: nothing fails, but the transport is not proven or the log is not
-    whole. GPUDirect does not apply inside one node or one NVLink domain.
+    Fail: errors, wrong results, channels without GPUDirect RDMA, GPUs behind NVSwitch that exchange data by way of
+    host memory, fewer than ``rails`` NICs used on a host, a network other than ``network``. Incomplete: nothing fails,
+    but the transport is not proven or the log is not whole. GPUDirect does not apply inside one node or one NVLink
+    domain.
     """
     found = [
         *_errors(report),
         *_transport(report),
+        *_inside(report),
         *_network(report, network),
         *_rails(report, rails),
         *_results(report),
@@ -68,32 +72,54 @@ def verdict(report: NcclReport, rails: int | None = None, network: str | None = 
     return Verdict("pass", 0, ranked)
 
 
+def forced_levels(report: NcclReport) -> list[str]:
+    """The settings by which GPUDirect RDMA is used whatever the distance of GPU and NIC: it then proves little."""
+    return [level for level in report.devices.value("NCCL_NET_GDR_LEVEL") if level.upper() in ("SYS", "4", "5")]
+
+
 def _errors(report: NcclReport) -> Iterator[Finding]:
     if not report.errors:
         yield Finding("nccl.errors", "pass", "object", _LOG, "NoErrors", "NCCL logged no error")
-    for number, one in enumerate(report.errors):
-        about = one.error_class
-        places = [f"on {one.host}" if one.host else "", f"peer {one.peer}" if one.peer else "", one.hca or ""]
-        blamed = one.peer if one.peer in report.hosts else one.host
+    groups: dict[tuple[str, str], list[ErrorRecord]] = {}
+    for one in report.errors:
+        groups.setdefault((one.name, _blamed(one, report)), []).append(one)
+    times: Counter[str] = Counter()
+    for (name, blamed), records in groups.items():
+        first, total = records[0], sum(one.count for one in records)
+        by, peers, nics = ({getattr(one, what) for one in records} - {None} for what in ("host", "peer", "hca"))
+        places = [
+            f"{word}{', '.join(sorted(found)[:8])}"
+            for word, found in (("on ", by), ("peer ", peers), ("", nics))
+            if found
+        ]
+        times[blamed] += 1
         yield Finding(
             "nccl.errors",
             "fail",
-            "node" if blamed else "object",
-            f"{blamed or _LOG} #{number + 1}" if number else blamed or _LOG,
-            "".join(part.capitalize() for part in one.name.split("_")),
-            about.meaning,
-            " ".join(part for part in (f"{one.name} x{one.count}", *places) if part) + f": {one.text}",
-            fix=about.fix,
+            "object" if blamed == _LOG else "node",
+            f"{blamed} #{times[blamed]}" if times[blamed] > 1 else blamed,
+            "".join(part.capitalize() for part in name.split("_")),
+            first.error_class.meaning,
+            " ".join((f"{name} x{total}", *places)) + f": {first.text}",
+            fix=first.error_class.fix,
         )
+
+
+def _blamed(error: ErrorRecord, report: NcclReport) -> str:
+    """The node that an error speaks of: the peer where it names one, else the one that reports it."""
+    if error.name == "ib_completion_12" and report.suspect in (error.host, error.peer):
+        # Both sides of a dead link accuse each other; the node that most of them name is the one.
+        return report.suspect or _LOG
+    return (error.peer if error.peer in report.hosts else error.host) or _LOG
 
 
 def _transport(report: NcclReport) -> Iterator[Finding]:
     check = "nccl.transport"
     if report.gdr == "not_applicable":
-        domain = "one node" if report.nodes == 1 else "one NVLink domain"
+        domain = "one node" if report.nodes == 1 else "one NVLink domain; to test the NICs, set NCCL_MNNVL_ENABLE=0"
         yield Finding(check, "pass", "object", _LOG, "NotApplicable", "no traffic between nodes to judge", domain)
         return
-    if report.gdr == "unproven":
+    if report.gdr == "unproven" and not report.net_channels:
         yield _unproven(report)
         return
     reasons = why_no_gdr(report)
@@ -108,7 +134,7 @@ def _transport(report: NcclReport) -> Iterator[Finding]:
         finding = _host(report, host, why)
         failed = failed or finding.status == "fail"
         yield finding
-    if not failed and report.gdr != "all":
+    if not failed and report.gdr in ("none", "partial"):
         detail = f"{report.gdr_channels} of {report.net_channels} channels"
         cause = "channels run without GPUDirect RDMA"
         yield Finding(check, "fail", "object", _LOG, "NotDirect", cause, detail, fix=why)
@@ -140,16 +166,19 @@ def _host(report: NcclReport, host: str, why: str) -> Finding:
     detail = f"{direct} of {channels} channels over {', '.join(named)}"
     if any(map(is_tcp, named)):
         status, reason, cause = "fail", "TcpFallback", "NCCL fell back to TCP sockets"
+        detail += _which(report, host)
     elif not channels:
         status, reason, cause = "unproven", "OnlyPeersTcp", "all channels follow a peer's fall-back to TCP"
+    elif not direct and traffic.silent:
+        status, reason = "unproven", "PluginSilent"
+        cause = "the network's plug-in does not say whether it uses GPU memory"
     elif not direct:
         status, reason, cause = "fail", "NoGpuDirect", "RDMA runs without GPUDirect"
     elif direct < channels:
         status, reason, cause = "fail", "PartlyGpuDirect", "some channels run without GPUDirect RDMA"
     else:
         status, reason, cause = "pass", "GpuDirect", "every channel uses GPUDirect RDMA"
-        forced = [level for level in report.devices.value("NCCL_NET_GDR_LEVEL") if level.upper() in ("SYS", "4", "5")]
-        if forced:
+        if forced := forced_levels(report):
             detail += f"; by decree, since NCCL_NET_GDR_LEVEL={forced[0]} is set"
     return Finding(
         "nccl.transport",
@@ -164,6 +193,30 @@ def _host(report: NcclReport, host: str, why: str) -> Finding:
         fix=why if status == "fail" else "",
         avoid="Do not set NCCL_NET_GDR_LEVEL=SYS to make the word appear." if status == "fail" else "",
     )
+
+
+def _which(report: NcclReport, host: str) -> str:
+    """Which processes of a host are on TCP, where others are not."""
+    own = {name: nets for name, nets in report.networks_by_process.items() if name.rpartition(":")[0] == host}
+    lame = [name.rpartition(":")[2] for name, nets in own.items() if any(map(is_tcp, nets))]
+    return f"; processes {', '.join(lame[:8])}" if lame and len(lame) < len(own) else ""
+
+
+def _inside(report: NcclReport) -> Iterator[Finding]:
+    """Where NVSwitch joins all GPUs of a host, none needs host memory or a third GPU in between."""
+    for host, one in report.traffic.items():
+        around = {kind: one.intranode[kind] for kind in ("SHM", "P2P/indirect") if kind in one.intranode}
+        if one.nvswitch and around:
+            yield Finding(
+                "nccl.inside",
+                "fail",
+                "node",
+                host,
+                "NoPeerAccess",
+                "GPUs behind NVSwitch do not exchange data directly",
+                ", ".join(f"{count} channels over {kind}" for kind, count in around.items()),
+                fix="Look at NCCL_P2P_DISABLE, PCIe ACS, MIG, and whether the ranks share IPC and PID namespaces.",
+            )
 
 
 def _network(report: NcclReport, network: str | None) -> Iterator[Finding]:
@@ -202,7 +255,9 @@ def _rails(report: NcclReport, rails: int | None) -> Iterator[Finding]:
             "NIC order or cabling differs from the peers'",
             fix="Compare the order of the NICs on these nodes, and the cables.",
         )
+    yield from _lists(report)
     if rails is None:
+        yield from _lopsided(report)
         return
     hosts = [host for host, one in report.traffic.items() if one.net]
     if not hosts:
@@ -226,6 +281,43 @@ def _rails(report: NcclReport, rails: int | None) -> Iterator[Finding]:
             observed=str(len(used)),
             fix="Check the missing NIC's port, NCCL_IB_HCA, and the list after NET/IB : Using." if short else "",
         )
+
+
+def _lists(report: NcclReport) -> Iterator[Finding]:
+    """Hosts whose list of NICs is not that of most others, in number or kind of link."""
+    kinds = {host: (len(nics), *sorted({nic.link for nic in nics})) for host, nics in report.devices.nics.items()}
+    usual = Counter(kinds.values()).most_common(1)
+    for host in sorted(host for host, kind in kinds.items() if kind != usual[0][0]):
+        yield Finding(
+            "nccl.rails",
+            "warn",
+            "node",
+            f"{host} (list)",
+            "ListsDiffer",
+            "a host lists other NICs than its peers",
+            ", ".join(f"{nic.name} {nic.link}" for nic in report.devices.nics[host]) or "none",
+            fix="Compare the NICs of these nodes; keep those for storage or management out with NCCL_IB_HCA.",
+        )
+
+
+def _lopsided(report: NcclReport) -> Iterator[Finding]:
+    """Hosts that use fewer NICs than others and leave some idle."""
+    used = {host: report.rails(host) for host, one in report.traffic.items() if one.net}
+    most = max(map(len, used.values()), default=0)
+    for host, rails in used.items():
+        # What a torn log does not show may have been there.
+        idle = report.idle_rails(host) if report.complete and len(rails) < most else None
+        if idle:
+            yield Finding(
+                "nccl.rails",
+                "warn",
+                "node",
+                host,
+                "IdleRails",
+                "a host leaves NICs idle and uses fewer than others",
+                f"idle {list(idle)}, used {list(rails)}; others use {most}",
+                fix="Look at the idle NIC's port and at NCCL_IB_HCA; --rails N makes it a failure.",
+            )
 
 
 def _results(report: NcclReport) -> Iterator[Finding]:
@@ -270,8 +362,13 @@ def _complete(report: NcclReport) -> Iterator[Finding]:
 def _versions(report: NcclReport) -> Iterator[Finding]:
     if len(report.versions) > 1:
         cause = "ranks run different NCCL versions"
-        detail = ", ".join(report.versions)
+        detail = "; ".join(_with_hosts(report, version) for version in report.versions)
         yield Finding("nccl.versions", "warn", "object", _LOG, "MixedVersions", cause, detail, fix="Use one image.")
+
+
+def _with_hosts(report: NcclReport, version: str) -> str:
+    hosts = [host for host, versions in report.versions_by_host.items() if version in versions]
+    return f"{version} on {', '.join(hosts[:4])}" + (" and more" if len(hosts) > 4 else "") if hosts else version
 
 
 def _warnings(report: NcclReport) -> Iterator[Finding]:
