@@ -52,14 +52,14 @@ _B200 = re.compile(r"(?<!G)\bB200\b")
 _8X400 = ((8, 400),)
 _8X200 = ((8, 200),)
 _4X100 = ((4, 100),)
-_CEILING = "computed: 48 GB/s per 400 Gb/s NIC in a ring (NCCL maintainers, nccl-tests issue 119)"
+_CEILING = "computed: 48 GB/s per 400 Gb/s NIC in a ring (NCCL maintainers, NVIDIA/nccl-tests#119)"
 
 _BASELINES = (
     _Baseline(_H100, (1, 1), (), 460, "460-480 measured on HGX H100; the floor of Azure's node health checks"),
-    _Baseline(_H100, (2, 2), _8X400, 440, "440-470 measured (nccl-tests issue 309); the floor of Oracle's checks"),
+    _Baseline(_H100, (2, 2), _8X400, 440, "440-470 measured (NVIDIA/nccl-tests#309); the floor of Oracle's checks"),
     _Baseline(_H100, (2, 2), ((32, 100),), 437, "437 at 1 GiB, 487 at 16 GiB measured on AWS p5 (AWS, EFA)"),
-    _Baseline(_H100, (3, _MANY), _8X400, 366, "366 measured on 4 HGX H100 (nccl-tests issue 309); ring ceiling 384"),
-    _Baseline(_H100, (2, 2), _8X200, 334, "334-338 measured on a3-mega (NVIDIA AICR issue 1565)"),
+    _Baseline(_H100, (3, _MANY), _8X400, 366, "366 measured on 4 HGX H100 (NVIDIA/nccl-tests#309); ring ceiling 384"),
+    _Baseline(_H100, (2, 2), _8X200, 334, "334-338 measured on a3-mega (NVIDIA/aicr#1565)"),
     _Baseline(_H200, (1, 1), (), 431, "431-480 in Azure's node health checks for ND H200 v5"),
     _Baseline(_H200, (2, 2), _8X400, 440, "the floor of Oracle's checks for BM.GPU.H200"),
     _Baseline(_H200, (3, _MANY), _8X400, 384, _CEILING),
@@ -68,8 +68,8 @@ _BASELINES = (
     _Baseline(_A100, (1, 1), (), 228, "228-250 measured on HGX A100; the floor of Azure's node health checks"),
     _Baseline(_A100, (2, 2), _8X200, 185, "the floor of Oracle's checks for A100 with 8 NICs of 200 Gb/s"),
     _Baseline(_A100, (3, _MANY), _8X200, 192, _CEILING),
-    _Baseline(_A100, (2, 2), _4X100, 57, "measured on p4d in 2021 (nccl issue 527), so rather low"),
-    _Baseline(_A100, (3, _MANY), _4X100, 30, "measured on p4d in 2021 (nccl issue 527), so rather low"),
+    _Baseline(_A100, (2, 2), _4X100, 57, "measured on p4d in 2021 (NVIDIA/nccl#527), so rather low"),
+    _Baseline(_A100, (3, _MANY), _4X100, 30, "measured on p4d in 2021 (NVIDIA/nccl#527), so rather low"),
 )
 
 
