@@ -1,6 +1,8 @@
 """Runs gpuready's own probes on the GPU at hand and keeps what they print, as fixtures with their provenance.
 
-    python bench/real_gpu.py OUT          # a new folder; needs nvidia-smi, and PyTorch with CUDA for the all-reduce
+    .venv/bin/python bench/real_gpu.py OUT [--python P]
+
+OUT is a new folder; nvidia-smi must be there and, for the all-reduce, a Python P that has PyTorch with CUDA.
 
 No cluster takes part. OUT then holds: nvidia-smi.xml (`nvidia-smi -q -x`, serial numbers and UUIDs replaced), smi.log
 and smi.json (the acceptance's script and its verdict), single.log and single.json (the all-reduce over the GPUs of this
@@ -40,7 +42,9 @@ def main() -> int:
     """Run everything that this machine can; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--python", default=sys.executable, help="an interpreter that has PyTorch (default: this one)")
+    args = parser.parse_args()
+    out: Path = args.out
     if shutil.which("nvidia-smi") is None:
         print("real_gpu: nvidia-smi is not here; run this on a machine with an NVIDIA GPU", file=sys.stderr)
         return 2
@@ -54,7 +58,7 @@ def main() -> int:
         "kernel": platform.release(),
         "machine": platform.machine(),
         "gpus": said("nvidia-smi", "--query-gpu=name,driver_version,vbios_version", "--format=csv,noheader"),
-        "torch": said(sys.executable, "-c", "import torch; print(torch.__version__, torch.version.cuda)"),
+        "torch": said(args.python, "-c", "import torch; print(torch.__version__, torch.version.cuda)"),
         "not_run": [],
     }
     problems = smi(out)
@@ -62,11 +66,11 @@ def main() -> int:
         about["not_run"].append("all-reduce: PyTorch is not installed")
     else:
         count = len(about["gpus"].splitlines())
-        problems += all_reduce(out, "single", [{"GPUREADY_NODES": "1", "GPUREADY_GPUS": str(count)}])
+        problems += all_reduce(args.python, out, "single", [{"GPUREADY_NODES": "1", "GPUREADY_GPUS": str(count)}])
         apart = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "GPUREADY_NODES": "2", "GPUREADY_GPUS": "1"}
         # Without a host id each, NCCL refuses two ranks on one GPU.
         pods = [{**apart, "NCCL_HOSTID": f"pod-{index}", "JOB_COMPLETION_INDEX": str(index)} for index in range(2)]
-        problems += all_reduce(out, "pair", pods)
+        problems += all_reduce(args.python, out, "pair", pods)
     about["problems"] = problems
     (out / "provenance.json").write_text(json.dumps(about, indent=1) + "\n")
     for one in [*problems, *about["not_run"]]:
@@ -111,7 +115,7 @@ def smi(out: Path) -> list[str]:
     return found
 
 
-def all_reduce(out: Path, name: str, pods: Sequence[Mapping[str, str]]) -> list[str]:
+def all_reduce(python: str, out: Path, name: str, pods: Sequence[Mapping[str, str]]) -> list[str]:
     """The acceptance's all-reduce script as these pods; returns what was wrong with what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         running = []
@@ -130,7 +134,7 @@ def all_reduce(out: Path, name: str, pods: Sequence[Mapping[str, str]]) -> list[
             }
             running.append(
                 subprocess.Popen(
-                    [sys.executable, str(SCRIPT)],
+                    [python, str(SCRIPT)],
                     env=os.environ | env,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,

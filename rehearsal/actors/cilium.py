@@ -75,7 +75,12 @@ def node(cilium: Cilium | None, view: View, wish: NodeWish, cache: Cache, writer
     if cilium is None or "cilium" not in view.pods:
         return
     pod_cidr = cilium.pod_cidr(view.node)
-    if cache.object("ciliumnodes", view.node.name) is None:
+    mine = cache.object("ciliumnodes", view.node.name)
+    if mine is not None and view.node.uid not in [one["uid"] for one in mine["metadata"].get("ownerReferences") or ()]:
+        # Of a node that had this name before: the garbage collector would come for it at any time.
+        writer.delete("ciliumnodes", f"{PATHS['ciliumnodes']}/{view.node.name}", node=view.node.name)
+        return
+    if mine is None:
         if cilium.registered and view.ready("cilium"):
             writer.create("ciliumnodes", PATHS["ciliumnodes"], _cilium_node(view.node, pod_cidr), node=view.node.name)
         return

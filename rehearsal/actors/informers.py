@@ -38,7 +38,9 @@ def _bare(*keys: str) -> Callable[[Object], Object]:
         meta = body["metadata"]
         kept: Object = {"kind": body.get("kind", "")}
         kept["metadata"] = {
-            key: meta[key] for key in ("name", "namespace", "uid", "resourceVersion", "labels") if key in meta
+            key: meta[key]
+            for key in ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences")
+            if key in meta
         }
         kept |= {key: body[key] for key in keys if key in body}
         return kept

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from gpuready.charts_values.kube import Api
 from gpuready.charts_values.node_settings import numbers
+from gpuready.deploys.nodes import machine
 from gpuready.rehearsal.state import State
 
 from ..rehearsal import commands
@@ -71,7 +72,7 @@ STATIC = {
     "reserved": {"cpus": "0", "kube_memory": "512Mi", "system_memory": "256Mi"},
 }
 # containerd cannot start with it, however good the file looks.
-FATAL = {**STATIC, "limits": {"nofile": 8}}
+FATAL = {**STATIC, "limits": {"nofile": 8}, "module_options": {"dummy": "numdummies=0"}}
 # One whole CPU, Guaranteed.
 WHOLE_CPU = {"limits": {"cpu": "1", "memory": "32Mi"}}
 PODS = "/api/v1/namespaces/default/pods"
@@ -190,12 +191,16 @@ def test_settings_arrive_stay_come_back_and_go(machines: State, shell: Shell, pr
     assert bad.stderr.count("not touched, since machine-") == 1
     for name in ("machine-0", "machine-1"):
         assert "LimitNOFILE=8" not in shell(name, "systemctl cat containerd kubelet", user="root")[1]
+        # What disturbs nobody has gone on, on the other node as well.
+        options = shell(name, f"cat {machine.OPTIONS_FILE}")[1]
+        assert options.splitlines()[-1] == "options dummy numdummies=0"
     assert steady(machines)
 
     back = prepare({})
     assert back.returncode == 0, back.stderr
     assert "/var/lib/kubelet/cpu_manager_state: policy static -> none" in back.stderr
     assert configz(machines, "machine-1")["cpuManagerPolicy"] == "none"
+    assert shell("machine-1", f"test -e {machine.OPTIONS_FILE}")[0] == 1
     assert steady(machines)
 
 

@@ -247,8 +247,20 @@ def test_a_state_file_that_stays_stops_the_kubelet_and_is_noticed(api: Api, node
     assert "kubelet is failed" in fails(Rollout(api, lambda _: None, TIMING), played, change, ToolError)
 
 
-def test_a_kubelet_that_never_reports_is_not_taken_for_ready(api: Api, node: Callable[[str], PlayedNode]) -> None:
-    played = node("gpu-0006")
+@pytest.fixture
+def unplayed(api: Api) -> Iterator[str]:
+    """A Ready node that nobody plays: kwok would renew the lease of one of its own at any time."""
+    name = "unplayed"
+    api.create("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    report(api, name, ready=True)
+    yield name
+    api.delete(f"/api/v1/nodes/{name}")
+
+
+def test_a_kubelet_that_never_reports_is_not_taken_for_ready(
+    api: Api, node: Callable[[str], PlayedNode], unplayed: str
+) -> None:
+    played = node(unplayed)
     played.silent = True
     brief = Timing(drain_s=20, ready_s=2, hold_s=0.5, canary_hold_s=0.5)
     text = fails(Rollout(api, lambda _: None, brief), played, played.change(), ToolError)

@@ -95,7 +95,7 @@ def test_a_group_without_nodes_is_installed_for_later(spot: State) -> None:
     assert gpuready(spot, "check").returncode in (0, 2)
     back = next(one for one in fleet.nodes(fleet.load_profile("cloud-vm"), 3, spot.ports["kwok"]) if named(one, LOST))
     api.create(NODES, back)
-    until(lambda: offered(api), lambda gpus: gpus == "4", seconds=60)
+    until(lambda: state_of(api), lambda seen: seen[0] == "4", seconds=60)
     assert troubles(report(spot, "check")) == []
 
 
@@ -103,8 +103,14 @@ def named(node: Object, name: str) -> bool:
     return bool(node["metadata"]["name"] == name)
 
 
-def offered(api: Api) -> str:
-    return str(api.get(f"{NODES}/{LOST}")["status"]["allocatable"].get("nvidia.com/gpu", "0"))
+def state_of(api: Api) -> tuple[str, list[str], list[str], dict[str, str]]:
+    """The GPUs that the lost node offers and, in case there are none, what may be in the way."""
+    one = api.get(f"{NODES}/{LOST}")
+    taints = [taint["key"] for taint in one["spec"].get("taints") or ()]
+    conditions = [f"{each['type']}={each['status']}" for each in one["status"]["conditions"]]
+    here = api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={LOST}", resourceVersion="")
+    pods = {pod["metadata"]["name"]: pod["status"]["phase"] for pod in here}
+    return one["status"]["allocatable"].get("nvidia.com/gpu", "0"), taints, conditions, pods
 
 
 def power_off(api: Api) -> None:

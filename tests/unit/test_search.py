@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -207,7 +207,7 @@ def test_a_rail_is_measured_from_the_gpu_next_to_its_nic(nic: str, gpus: list[st
     assert allreduce.nearest(nic, gpus, 7) == found
 
 
-def launched(tmp_path: Path, port: int, **env: str) -> list[dict[str, Any]]:
+def launched(python: str, tmp_path: Path, port: int, **env: str) -> list[dict[str, Any]]:
     """The verdicts of two pods of the script on PyTorch's gloo, which needs no GPU."""
     pods = []
     for index in range(2):
@@ -222,7 +222,7 @@ def launched(tmp_path: Path, port: int, **env: str) -> list[dict[str, Any]]:
             "GPUREADY_BACKEND": "gloo",
             "GPUREADY_TERMINATION_LOG": str(tmp_path / f"verdict.{index}"),
         }
-        command = [sys.executable, str(SCRIPT)]
+        command = [python, str(SCRIPT)]
         pods.append(subprocess.Popen(command, env={**os.environ, **settings, **env}, stdout=subprocess.PIPE))
     try:
         assert [one.wait(timeout=120) for one in pods] == [0, 0]
@@ -233,13 +233,23 @@ def launched(tmp_path: Path, port: int, **env: str) -> list[dict[str, Any]]:
     return [json.loads((tmp_path / f"verdict.{index}").read_text()) for index in range(2)]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
-def test_the_script_runs_on_pytorch(tmp_path: Path, free_port: int) -> None:
-    first, second = launched(tmp_path, free_port, GPUREADY_REPEATS="3")
+@pytest.fixture(scope="session")
+def torch_python() -> str:
+    """An interpreter that has PyTorch: this one, or the system's (Debian's package python3-torch)."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        with contextlib.suppress(OSError):
+            done = subprocess.run([python, "-c", "import torch.distributed"], capture_output=True, timeout=60)
+            if done.returncode == 0:
+                return python
+    pytest.skip("PyTorch is not installed")
+
+
+def test_the_script_runs_on_pytorch(tmp_path: Path, free_port: int, torch_python: str) -> None:
+    first, second = launched(torch_python, tmp_path, free_port, GPUREADY_REPEATS="3")
     assert (first["exit"], first["ranks"], first["wrong"], len(first["series"])) == (0, 2, 0, 3)
     assert first["busbw_gbytes_s"] == first["series"][-1] > 0
     assert second == {"index": 1, "exit": 0, "ranks": 2}
-    first, _ = launched(tmp_path, free_port, GPUREADY_REPEATS="2", GPUREADY_RAILS="mlx5_0,mlx5_1")
+    first, _ = launched(torch_python, tmp_path, free_port, GPUREADY_REPEATS="2", GPUREADY_RAILS="mlx5_0,mlx5_1")
     assert {name: len(series) for name, series in first["rails"].items()} == {"mlx5_0": 2, "mlx5_1": 2}
 
 
