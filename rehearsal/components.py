@@ -278,8 +278,7 @@ def _kwok(state: State) -> list[str]:
         "--enable-crds=Logs",
         # At INFO it writes a line for every lease it renews.
         "--v=WARN",
-        # Renewed at a quarter of it, well within the grace period: a thousand leases are a load of their own.
-        "--node-lease-duration-seconds=400",
+        f"--node-lease-duration-seconds={_lease_s(len(state.nodes))}",
         f"--node-ip={HOST}",
         "--node-name=localhost",
         f"--node-port={state.ports['kwok']}",
@@ -288,6 +287,16 @@ def _kwok(state: State) -> list[str]:
         f"--tls-private-key-file={pki / 'apiserver.key'}",
         f"--cidr={fleet.load_profile(state.profile).network.pods}",
     ]
+
+
+def _lease_s(nodes: int) -> int:
+    """Seconds for which kwok takes the leases of nodes; it renews them at a quarter of that.
+
+    Well within the grace period, and about one renewal a second: a thousand leases are a load of their own. Yet no
+    longer than need be, since kwok plays a node only while there is a lease: that of a node that was made again goes
+    with its predecessor, and comes back with the next renewal.
+    """
+    return min(400, max(40, 4 * nodes))
 
 
 _ARGUMENTS = {
