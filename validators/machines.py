@@ -17,6 +17,7 @@ from gpuready.charts_values.node_settings import NodeSettings
 from .evidence import Evidence, Object, ReadFailure
 from .expected import Expected
 from .model import Finding, Status, Subject
+from .registry import check
 
 PROBE, CONFIGZ = "probe.json", "configz.json"
 # Files that the probe is asked for beside its own parts.
@@ -117,6 +118,24 @@ class Machine:
 
 
 JudgeMachine = Callable[[Machine], Finding]
+
+
+def machine_check(
+    id: str, *, title: str, proves: str, rule: str, source: str, fix: str, avoid: str = "", after: tuple[str, ...] = ()
+) -> Callable[[JudgeMachine], JudgeMachine]:
+    """Register the judge of one machine as a check of all of them; what the words mean stands at ``registry.check``."""
+
+    def register(judge: JudgeMachine) -> JudgeMachine:
+        def judged(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+            return each(expected, evidence, judge)
+
+        about = check(
+            id, title=title, proves=proves, rule=rule, source=source, fix=fix, avoid=avoid, after=after, tier="node"
+        )
+        about(judged)
+        return judge
+
+    return register
 
 
 def each(expected: Expected, evidence: Evidence, judge: JudgeMachine) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from gpuready.validators import nccl
 
 from . import nccl_failures, nccl_jobs, nccl_kinds
 from .nccl_jobs import Kind
+from .test_nccl_logs import seen as shown
 
 _ALL = [*nccl_kinds.every(), *nccl_failures.every()]
 _KINDS = {one.name: one for one in _ALL}
@@ -141,21 +142,7 @@ _ROWS = {
 
 def _seen(report: nccl.NcclReport) -> dict[str, Any]:
     facts = report.to_json()
-    transport, table = facts["transport"], facts["benchmark"] or {}
-    return {
-        "versions": facts["versions"],
-        "hosts": set(facts["hosts"]),
-        "ranks": facts["ranks"],
-        "networks": set(facts["networks"]),
-        "net": transport["net_channels"],
-        "gdr_channels": transport["gdr_channels"],
-        "gdr": transport["gdr"],
-        "intranode": set(transport["intranode"]),
-        "errors": [one["class"] for one in facts["errors"]],
-        "busbw": table.get("max_size_busbw_gbytes_s"),
-        "wrong": table.get("out_of_bounds"),
-        "torn": facts["torn_lines"],
-    }
+    return shown(facts) | {"errors": [one["class"] for one in facts["errors"]]}
 
 
 def _read(kind: Kind) -> nccl.NcclReport:

@@ -55,7 +55,7 @@ def test_agrees_with_the_truth(shared: Path, name: str) -> None:
 
     report = nccl.read([folder / f"{name}.log"])
 
-    assert _seen(report.to_json()) == _expected(truth)
+    assert seen(report.to_json()) == _expected(truth)
     assert nccl.verdict(report).exit_code == _EXIT[name]
 
 
@@ -75,7 +75,8 @@ def test_several_tables_are_kept_apart(shared: Path) -> None:
     ] == [(one["collective"], one["busbw_max_size_gbps"], one["avg_busbw"]) for one in truth["tables"]]
 
 
-def _seen(facts: dict[str, Any]) -> dict[str, Any]:
+def seen(facts: dict[str, Any]) -> dict[str, Any]:
+    """What a report says, to hold against a truth."""
     transport, table = facts["transport"], facts["benchmark"] or {}
     return {
         "versions": facts["versions"],

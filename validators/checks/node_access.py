@@ -10,7 +10,7 @@ from gpuready.charts_values.node_settings import quantity
 from .. import kubelet_config, machines
 from ..evidence import Evidence
 from ..expected import Expected
-from ..machines import Machine, each
+from ..machines import Machine, each, machine_check
 from ..model import Finding, Status
 from ..registry import check
 from .subjects import node
@@ -64,7 +64,7 @@ def _probed(one: Machine) -> Finding:
     return one.good(f"probe of {one.probe.get('utc')}, {one.probe.get('seconds')} s")
 
 
-@check(
+@machine_check(
     "node.joined_once",
     title="each machine has joined one cluster, the way its platform does",
     proves="No second kubelet, and no control plane of its own, waits on the machine for the next boot.",
@@ -75,14 +75,9 @@ def _probed(one: Machine) -> Finding:
     fix="Find out which cluster it belongs to; remove the other's leavings with that tool's own reset.",
     avoid="Do not run kubeadm reset on a node of a hosted platform, nor while it runs pods.",
     after=REACHED,
-    tier="node",
 )
-def joined_once(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def joined_once(one: Machine) -> Finding:
     """Traces of clusters."""
-    return each(expected, evidence, _joined)
-
-
-def _joined(one: Machine) -> Finding:
     traces = {kind: list(paths) for kind, paths in one.part("joined").items() if paths}
     said = "; ".join(f"{kind}: {paths[0]}" for kind, paths in sorted(traces.items()))
     platform = one.cluster.platform if one.settings else None
@@ -99,7 +94,7 @@ def _joined(one: Machine) -> Finding:
     return one.good(said or "no traces")
 
 
-@check(
+@machine_check(
     "node.disk",
     title="disks have room above the kubelet's eviction thresholds",
     proves="Pods are not evicted, and images not removed, for want of space.",
@@ -108,14 +103,9 @@ def _joined(one: Machine) -> Finding:
     source="Kubernetes documentation, node-pressure eviction: nodefs 10 %, imagefs 15 % by default",
     fix="Find what fills it: du -xh --max-depth=2 /var | sort -h | tail; old images: crictl rmi --prune",
     after=REACHED,
-    tier="node",
 )
-def disk(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def disk(one: Machine) -> Finding:
     """Free space."""
-    return each(expected, evidence, _disk)
-
-
-def _disk(one: Machine) -> Finding:
     mounts = {each["mount"]: each for each in one.part("mounts") if each["size_kib"]}
     given = (kubelet_config.of(one).get("evictionHard") if one.probe.get("kubelet") else None) or {}
     seen = []

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gpuready.charts_values.versions import parts
 
-from ..evidence import Evidence
-from ..expected import Expected
-from ..machines import Machine, each
+from ..machines import Machine, machine_check
 from ..model import Finding
-from ..registry import check
 from .node_access import REACHED
 
 _RUNTIMES = ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri")
@@ -21,7 +18,7 @@ _CDI_SINCE = (1, 7)
 _OWN = "k3s writes containerd's configuration itself"
 
 
-@check(
+@machine_check(
     "node.containerd_version",
     title="containerd's files are of one version, and it starts again",
     proves="The next restart of containerd, by the GPU toolkit or a boot, does not take the node down.",
@@ -32,14 +29,9 @@ _OWN = "k3s writes containerd's configuration itself"
     "containerd config dump before any restart.",
     avoid="Do not restart containerd, nor let the GPU toolkit do so, before this is mended.",
     after=REACHED,
-    tier="node",
 )
-def containerd_version(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def containerd_version(one: Machine) -> Finding:
     """Versions of the configuration."""
-    return each(expected, evidence, _version)
-
-
-def _version(one: Machine) -> Finding:
     found = one.part("containerd")
     if found.get("config_file", "").startswith("/var/lib/rancher/"):
         return one.skip(_OWN)
@@ -62,7 +54,7 @@ def _version(one: Machine) -> Finding:
 _VERSION = re.compile(r"^version\s*=\s*(\d+)", re.MULTILINE)
 
 
-@check(
+@machine_check(
     "node.containerd_cdi",
     title="containerd gives devices by CDI",
     proves="Devices of the GPU toolkit and of DRA drivers reach containers.",
@@ -72,14 +64,9 @@ _VERSION = re.compile(r"^version\s*=\s*(\d+)", re.MULTILINE)
     "so under `maintenance`.",
     avoid="Do not restart containerd under running jobs; drain the node.",
     after=(*REACHED, "node.containerd_version"),
-    tier="node",
 )
-def containerd_cdi(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def containerd_cdi(one: Machine) -> Finding:
     """CDI."""
-    return each(expected, evidence, _cdi)
-
-
-def _cdi(one: Machine) -> Finding:
     found = one.part("containerd")
     if found.get("config_file", "").startswith("/var/lib/rancher/"):
         return one.skip(_OWN)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from ..evidence import Evidence
-from ..expected import Expected
-from ..machines import Machine, each
+from ..machines import Machine, machine_check
 from ..model import Finding
-from ..registry import check
 from .node_access import REACHED
 
 NO_GPU = "it has no NVIDIA GPU, and is promised none"
@@ -19,7 +14,7 @@ def has_gpus(one: Machine) -> bool:
     return bool(one.gpus) or (one.group is not None and one.group.gpus > 0)
 
 
-@check(
+@machine_check(
     "node.nouveau",
     title="nouveau does not hold the GPUs",
     proves="NVIDIA's driver can take the GPUs.",
@@ -28,14 +23,9 @@ def has_gpus(one: Machine) -> bool:
     fix="Blacklist it in /etc/modprobe.d, rebuild the initial RAM disk, boot; pyinfra inventory deploys/gpu.py does "
     "so.",
     after=REACHED,
-    tier="node",
 )
-def nouveau(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def nouveau(one: Machine) -> Finding:
     """nouveau."""
-    return each(expected, evidence, _nouveau)
-
-
-def _nouveau(one: Machine) -> Finding:
     if not has_gpus(one):
         return one.skip(NO_GPU)
     if one.part("driver")["nouveau"]:
@@ -43,7 +33,7 @@ def _nouveau(one: Machine) -> Finding:
     return one.good()
 
 
-@check(
+@machine_check(
     "node.driver_owner",
     title="the driver has one owner, the one of inventory",
     proves="Operator and host do not install drivers over each other.",
@@ -52,14 +42,9 @@ def _nouveau(one: Machine) -> Finding:
     fix="Remove the driver of one of both, or set `driver_owner` in inventory to who has it.",
     avoid="Do not remove a driver under running GPU pods; drain the node.",
     after=REACHED,
-    tier="node",
 )
-def driver_owner(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def driver_owner(one: Machine) -> Finding:
     """Owners."""
-    return each(expected, evidence, _owner)
-
-
-def _owner(one: Machine) -> Finding:
     if one.settings is None or not has_gpus(one):
         return one.skip(NO_GPU if one.settings else "no inventory says who owns the driver")
     owner, on_host = one.cluster.driver_owner, bool(one.part("driver")["on_host"])
@@ -72,7 +57,7 @@ def _owner(one: Machine) -> Finding:
     return one.good(owner)
 
 
-@check(
+@machine_check(
     "node.secure_boot",
     title="Secure Boot does not keep the driver out",
     proves="A driver that is built in its container loads.",
@@ -80,14 +65,9 @@ def _owner(one: Machine) -> Finding:
     source="GPU Operator documentation, precompiled drivers",
     fix="Use precompiled, signed drivers, or turn Secure Boot off in the firmware.",
     after=REACHED,
-    tier="node",
 )
-def secure_boot(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def secure_boot(one: Machine) -> Finding:
     """Secure Boot."""
-    return each(expected, evidence, _secure_boot)
-
-
-def _secure_boot(one: Machine) -> Finding:
     if one.container or not has_gpus(one):
         return one.skip("a container cannot see the firmware" if one.container else NO_GPU)
     if one.part("machine")["secure_boot"] is not True:

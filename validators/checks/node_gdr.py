@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from ..evidence import Evidence
-from ..expected import Expected
-from ..machines import Machine, each
+from ..machines import Machine, machine_check
 from ..model import Finding
-from ..registry import check
 from .node_access import REACHED
 from .node_driver import NO_GPU, has_gpus
 from .subjects import MACHINE
@@ -16,7 +11,7 @@ from .subjects import MACHINE
 _NVSWITCH = "0x0680"
 
 
-@check(
+@machine_check(
     "node.driver_version",
     title="the promised driver is loaded",
     proves="The kernel runs the driver that inventory names, not the one before.",
@@ -25,14 +20,9 @@ _NVSWITCH = "0x0680"
     fix="Look at the driver's pod on the node (or the host's package); an old one stays until no process uses it.",
     avoid="Do not unload a driver under running GPU pods.",
     after=(*REACHED, *MACHINE, "gpu.operands"),
-    tier="node",
 )
-def driver_version(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def driver_version(one: Machine) -> Finding:
     """Loaded driver."""
-    return each(expected, evidence, _version)
-
-
-def _version(one: Machine) -> Finding:
     if one.settings is None or not has_gpus(one):
         return one.skip(NO_GPU if one.settings else "no inventory names a driver")
     loaded, wanted = one.part("driver")["nvidia"], one.cluster.driver_version
@@ -44,7 +34,7 @@ def _version(one: Machine) -> Finding:
     return one.good(loaded)
 
 
-@check(
+@machine_check(
     "node.fabric_manager",
     title="NVSwitch has a fabric manager of the driver's version",
     proves="CUDA starts on machines with NVSwitches.",
@@ -53,14 +43,9 @@ def _version(one: Machine) -> Finding:
     source="NVIDIA Fabric Manager user guide",
     fix="Install nvidia-fabricmanager in the driver's version, and enable it; CUDA error 802 goes once it runs.",
     after=(*REACHED, "node.driver_version"),
-    tier="node",
 )
-def fabric_manager(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def fabric_manager(one: Machine) -> Finding:
     """Fabric manager."""
-    return each(expected, evidence, _fabric_manager)
-
-
-def _fabric_manager(one: Machine) -> Finding:
     driver = one.part("driver")
     on_bus = sum(device["vendor"] == "0x10de" and device["class"].startswith(_NVSWITCH) for device in one.part("pci"))
     if not (driver["nvswitches"] or on_bus):
@@ -78,7 +63,7 @@ def _fabric_manager(one: Machine) -> Finding:
     return one.good(manager["version"] or "running")
 
 
-@check(
+@machine_check(
     "node.gdr",
     title="GPUDirect RDMA has a way on the machine",
     proves="NICs can reach GPU memory: by DMA-BUF or nvidia_peermem.",
@@ -87,14 +72,9 @@ def _fabric_manager(one: Machine) -> Finding:
     source="GPU Operator documentation, GPUDirect RDMA",
     fix="Prefer open kernel modules (driver.kernelModuleType) on kernel 5.12 or newer; else driver.rdma.enabled=true.",
     after=(*REACHED, "node.driver_version", "node.modules"),
-    tier="node",
 )
-def gdr(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def gdr(one: Machine) -> Finding:
     """Ways of GPUDirect RDMA."""
-    return each(expected, evidence, _gdr)
-
-
-def _gdr(one: Machine) -> Finding:
     if one.group is None or one.group.rdma == "none" or not one.group.gpus:
         return one.skip("inventory promises no GPUs with RDMA here")
     driver = one.part("driver")

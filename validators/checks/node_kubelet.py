@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gpuready.charts_values.errors import InputError
@@ -11,12 +11,9 @@ from gpuready.charts_values.node_settings import NodeSettings, numbers, quantity
 from gpuready.charts_values.versions import parts
 
 from .. import kubelet_config
-from ..evidence import Evidence
-from ..expected import Expected
 from ..kubelet_config import FIELDS, KubeletConfig, plain
-from ..machines import Machine, each
+from ..machines import Machine, machine_check
 from ..model import Finding
-from ..registry import check
 from .node_access import REACHED
 from .node_containerd import runc_options, runs_containerd
 
@@ -30,7 +27,7 @@ _ROLL = "Put the node under `maintenance`, then: pyinfra inventory deploys/gpu.p
 _NOTHING = "no inventory says what is promised here"
 
 
-@check(
+@machine_check(
     "node.kubelet_restart",
     title="the kubelet runs with what its files say",
     proves="Nothing waits for the next restart: no edit without effect, no state file that keeps it from starting.",
@@ -42,14 +39,9 @@ _NOTHING = "no inventory says what is promised here"
     "pyinfra inventory deploys/gpu.py does that under `maintenance`.",
     avoid=_DRAIN,
     after=REACHED,
-    tier="node",
 )
-def kubelet_restart(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def kubelet_restart(one: Machine) -> Finding:
     """Edited, not restarted."""
-    return each(expected, evidence, _restart)
-
-
-def _restart(one: Machine) -> Finding:
     config = _config(one)
     for path, field in ((_CPU_STATE, "cpuManagerPolicy"), (_MEMORY_STATE, "memoryManagerPolicy")):
         has, wants = config.state.get(path, {}).get("policyName"), config.expected(field)
@@ -84,7 +76,7 @@ def _restart(one: Machine) -> Finding:
     return one.good(f"{len(named)} fields as its files say")
 
 
-@check(
+@machine_check(
     "node.kubelet_policy",
     title="Topology Manager runs as promised",
     proves="Pods get GPUs, NICs, CPUs and memory that are near each other, or are refused.",
@@ -94,14 +86,9 @@ def _restart(one: Machine) -> Finding:
     fix=_ROLL,
     avoid=_DRAIN,
     after=(*REACHED, "node.kubelet_restart"),
-    tier="node",
 )
-def kubelet_policy(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def kubelet_policy(one: Machine) -> Finding:
     """Topology Manager."""
-    return each(expected, evidence, _topology)
-
-
-def _topology(one: Machine) -> Finding:
     if one.settings is None:
         return one.skip(_NOTHING)
     wanted = one.settings.topology_manager
@@ -111,7 +98,7 @@ def _topology(one: Machine) -> Finding:
     return _compared(one, fields, "PolicyDiffers", "Topology Manager is not as promised")
 
 
-@check(
+@machine_check(
     "node.cpu_manager",
     title="CPU Manager runs as promised",
     proves="Guaranteed pods have their CPUs for themselves.",
@@ -121,14 +108,9 @@ def _topology(one: Machine) -> Finding:
     fix=_ROLL,
     avoid=_DRAIN,
     after=(*REACHED, "node.kubelet_restart"),
-    tier="node",
 )
-def cpu_manager(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def cpu_manager(one: Machine) -> Finding:
     """CPU Manager."""
-    return each(expected, evidence, _cpu_manager)
-
-
-def _cpu_manager(one: Machine) -> Finding:
     config = _config(one)
     if config.expected("cpuManagerPolicy") == "static" and not _reserved_milli(config):
         cause = "CPU Manager static has no reservation, with which the kubelet does not start"
@@ -146,7 +128,7 @@ def _cpu_manager(one: Machine) -> Finding:
     return _compared(one, fields, "PolicyDiffers", "CPU Manager is not as promised")
 
 
-@check(
+@machine_check(
     "node.memory_manager",
     title="Memory Manager runs as promised, and its sums are right",
     proves="Guaranteed pods have memory near their CPUs, and the kubelet starts again.",
@@ -156,14 +138,9 @@ def _cpu_manager(one: Machine) -> Finding:
     fix=_ROLL,
     avoid=_DRAIN,
     after=(*REACHED, "node.kubelet_restart"),
-    tier="node",
 )
-def memory_manager(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def memory_manager(one: Machine) -> Finding:
     """Memory Manager."""
-    return each(expected, evidence, _memory_manager)
-
-
-def _memory_manager(one: Machine) -> Finding:
     config = _config(one)
     if config.expected("memoryManagerPolicy") == "Static":
         has, needs = _memory_sums(config)
@@ -176,7 +153,7 @@ def _memory_manager(one: Machine) -> Finding:
     return _compared(one, {"memoryManagerPolicy": policy}, "PolicyDiffers", "Memory Manager is not as promised")
 
 
-@check(
+@machine_check(
     "node.cgroup_driver",
     title="kubelet and containerd use one cgroup driver",
     proves="One manager of cgroups: pods' limits hold, and nodes stay stable under memory pressure.",
@@ -186,14 +163,9 @@ def _memory_manager(one: Machine) -> Finding:
     fix="Set both to systemd: cgroupDriver of the kubelet, SystemdCgroup = true of runc in containerd's configuration.",
     avoid="Do not change the cgroup driver of a node with pods; drain it, and restart both services.",
     after=REACHED,
-    tier="node",
 )
-def cgroup_driver(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def cgroup_driver(one: Machine) -> Finding:
     """Cgroup drivers."""
-    return each(expected, evidence, _cgroup_driver)
-
-
-def _cgroup_driver(one: Machine) -> Finding:
     if not runs_containerd(one):
         return one.skip("it has no containerd that reads a configuration of its own")
     options = runc_options(one)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ..evidence import Evidence
-from ..expected import Expected
-from ..machines import Machine, each
+from ..machines import Machine, machine_check
 from ..model import Finding
-from ..registry import check
 from .node_access import REACHED
 from .subjects import labels_of
 
@@ -19,7 +16,7 @@ _BRIDGE = "0x0604"
 _HARDWARE = "Power the machine off, reseat the board or its riser, look at the slot's setting in the firmware."
 
 
-@check(
+@machine_check(
     "node.gpus_on_pci",
     title="every promised GPU is on the PCI bus",
     proves="The machine itself sees its GPUs: what lacks now is software.",
@@ -28,14 +25,9 @@ _HARDWARE = "Power the machine off, reseat the board or its riser, look at the s
     source="PCI code and ID assignment",
     fix=f"lspci -d 10de: and dmesg | grep -i -e pcie -e xid on the node. {_HARDWARE}",
     after=REACHED,
-    tier="node",
 )
-def gpus_on_pci(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def gpus_on_pci(one: Machine) -> Finding:
     """GPUs of the bus."""
-    return each(expected, evidence, _gpus)
-
-
-def _gpus(one: Machine) -> Finding:
     if one.group is None or not one.group.gpus:
         return one.skip("inventory promises no number of GPUs here")
     labels = labels_of(one.node) if one.node else {}
@@ -48,7 +40,7 @@ def _gpus(one: Machine) -> Finding:
     return one.good(f"{len(one.gpus)} GPUs")
 
 
-@check(
+@machine_check(
     "node.numa",
     title="GPUs and NICs know their NUMA node",
     proves="Topology Manager has hints to go by.",
@@ -58,14 +50,9 @@ def _gpus(one: Machine) -> Finding:
     fix="In the firmware's settings turn NUMA (and on AMD NPS, ACPI SRAT) on; in a virtual machine the host must give "
     "it.",
     after=REACHED,
-    tier="node",
 )
-def numa(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def numa(one: Machine) -> Finding:
     """NUMA nodes of devices."""
-    return each(expected, evidence, _numa)
-
-
-def _numa(one: Machine) -> Finding:
     devices = [*one.gpus, *one.nics]
     if not devices:
         return one.skip("it has no GPU and no NIC for RDMA")
@@ -80,7 +67,7 @@ def _numa(one: Machine) -> Finding:
     return (one.fail if promised else one.warn)("NoNuma", cause, text)
 
 
-@check(
+@machine_check(
     "node.pcie_link",
     title="GPUs and NICs run at the full width and speed of their slots",
     proves="No board has fallen back to fewer lanes or an older generation.",
@@ -89,14 +76,9 @@ def _numa(one: Machine) -> Finding:
     source="Linux kernel documentation, sysfs-bus-pci current_link_width",
     fix=_HARDWARE,
     after=(*REACHED, "node.gpus_on_pci"),
-    tier="node",
 )
-def pcie_link(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def pcie_link(one: Machine) -> Finding:
     """Links."""
-    return each(expected, evidence, _links)
-
-
-def _links(one: Machine) -> Finding:
     devices = [*one.gpus, *one.nics]
     if not devices:
         return one.skip("it has no GPU and no NIC for RDMA")
@@ -132,7 +114,7 @@ def _gigatransfers(text: Any) -> float | None:
     return float(first) if first.replace(".", "", 1).isdigit() else None
 
 
-@check(
+@machine_check(
     "node.acs",
     title="PCIe switches let GPUs and NICs reach each other directly",
     proves="GPUDirect RDMA and peer traffic do not take the way through the root complex.",
@@ -144,14 +126,9 @@ def _gigatransfers(text: Any) -> float | None:
     "pyinfra inventory deploys/gpu.py",
     avoid="Do not turn ACS off on a host of virtual machines: it keeps them apart.",
     after=REACHED,
-    tier="node",
 )
-def acs(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def acs(one: Machine) -> Finding:
     """ACS."""
-    return each(expected, evidence, _acs)
-
-
-def _acs(one: Machine) -> Finding:
     if not one.bare_metal:
         return one.skip("a virtual machine or container leaves ACS to its host")
     asked = one.settings is not None and one.settings.acs == "off"
@@ -169,7 +146,7 @@ def _acs(one: Machine) -> Finding:
     return one.good(f"{len(bridges)} bridges")
 
 
-@check(
+@machine_check(
     "node.iommu",
     title="the IOMMU does not translate the GPUs' DMA",
     proves="GPUDirect RDMA has its full rate.",
@@ -179,14 +156,9 @@ def _acs(one: Machine) -> Finding:
     fix="Add iommu=pt to `kernel_arguments` of inventory; the change takes one boot under `maintenance`.",
     avoid="Do not turn the IOMMU off on a host of virtual machines.",
     after=REACHED,
-    tier="node",
 )
-def iommu(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def iommu(one: Machine) -> Finding:
     """IOMMU."""
-    return each(expected, evidence, _iommu)
-
-
-def _iommu(one: Machine) -> Finding:
     if not one.bare_metal or not one.gpus or one.group is None or one.group.rdma == "none":
         return one.skip("it is no bare metal with GPUs and RDMA")
     kinds: Mapping[str, str] = {gpu["address"]: str(gpu["iommu_type"]) for gpu in one.gpus}

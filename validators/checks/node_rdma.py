@@ -8,7 +8,7 @@ from typing import Any
 
 from ..evidence import Evidence
 from ..expected import Expected
-from ..machines import Machine, all_of, each
+from ..machines import Machine, all_of, each, machine_check
 from ..model import Finding
 from ..registry import check
 from .node_access import REACHED
@@ -17,7 +17,7 @@ _LAYERS = {"ib": "InfiniBand", "roce": "Ethernet"}
 _NONE = "inventory promises no RDMA here"
 
 
-@check(
+@machine_check(
     "node.rdma_ports",
     title="RDMA ports are up at their rate",
     proves="Cables, switches and subnet manager serve every promised NIC.",
@@ -26,14 +26,9 @@ _NONE = "inventory promises no RDMA here"
     source="Linux kernel documentation, sysfs-class-infiniband",
     fix="Look at the port that is down: cable, switch port, for InfiniBand the subnet manager: ibstat; mlxlink -d DEV",
     after=(*REACHED, "node.modules"),
-    tier="node",
 )
-def rdma_ports(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def rdma_ports(one: Machine) -> Finding:
     """Ports."""
-    return each(expected, evidence, _ports)
-
-
-def _ports(one: Machine) -> Finding:
     if one.group is None or one.group.rdma == "none":
         return one.skip(_NONE)
     wanted, rate = max(1, one.group.nics), one.group.nic_gbits_s
@@ -56,7 +51,7 @@ def _ports(one: Machine) -> Finding:
     return one.fail("PortsDown", cause, text, expected=str(wanted), observed=str(len(good)))
 
 
-@check(
+@machine_check(
     "node.rdma_gid",
     title="RoCE ports have GIDs of RoCE v2",
     proves="RDMA packets can be routed, and NCCL finds its GID index.",
@@ -65,14 +60,9 @@ def _ports(one: Machine) -> Finding:
     source="Linux kernel documentation, gid_attrs/types",
     fix="Give the rail's interface an IP address, and bring it up; then: ls /sys/class/infiniband/*/ports/1/gid_attrs",
     after=(*REACHED, "node.rdma_ports"),
-    tier="node",
 )
-def rdma_gid(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def rdma_gid(one: Machine) -> Finding:
     """GIDs."""
-    return each(expected, evidence, _gids)
-
-
-def _gids(one: Machine) -> Finding:
     if one.group is None or one.group.rdma != "roce":
         return one.skip("inventory promises no RoCE here")
     active = [(name, port) for name, port in _of_kind(one) if _word(port["state"]) == "ACTIVE"]

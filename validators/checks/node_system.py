@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from gpuready.charts_values import node_settings
 from gpuready.charts_values.node_settings import HUGEPAGES, SYSCTL_LEAST
 
-from ..evidence import Evidence
-from ..expected import Expected
-from ..machines import FILESYSTEMS, FSTAB, MODULES_FILE, Machine, each
+from ..machines import FILESYSTEMS, FSTAB, MODULES_FILE, Machine, machine_check
 from ..model import Finding
-from ..registry import check
 from .node_access import REACHED
 
 _UNLIMITED = ("infinity", "18446744073709551615")
@@ -20,7 +15,7 @@ _NOTHING = "no inventory says what is promised here"
 _PREPARE = "pyinfra inventory deploys/gpu.py sets it; what disturbs pods only under `maintenance`."
 
 
-@check(
+@machine_check(
     "node.modules",
     title="promised kernel modules are loaded, and will be after a boot",
     proves="Containers, RDMA and what inventory names find their kernel modules.",
@@ -30,14 +25,9 @@ _PREPARE = "pyinfra inventory deploys/gpu.py sets it; what disturbs pods only un
     source="Linux kernel documentation, InfiniBand, userspace verbs access",
     fix=f"modprobe MODULE; {_PREPARE}",
     after=REACHED,
-    tier="node",
 )
-def modules(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def modules(one: Machine) -> Finding:
     """Modules, now and at boot."""
-    return each(expected, evidence, _modules)
-
-
-def _modules(one: Machine) -> Finding:
     if one.settings is None:
         return one.skip(_NOTHING)
     promised = node_settings.modules(one.settings, one.group, one.cluster.ofed_owner)
@@ -58,7 +48,7 @@ def _modules(one: Machine) -> Finding:
     return one.good(", ".join(wanted))
 
 
-@check(
+@machine_check(
     "node.sysctl",
     title="the kernel's settings are as promised",
     proves="Pods are routed, rails answer for themselves, and the kernel does not move their memory about.",
@@ -67,14 +57,9 @@ def _modules(one: Machine) -> Finding:
     source="Linux kernel documentation, ip-sysctl",
     fix=f"sysctl -w NAME=VALUE; look for the file that says otherwise: grep -r NAME /etc/sysctl.d; {_PREPARE}",
     after=REACHED,
-    tier="node",
 )
-def sysctl(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def sysctl(one: Machine) -> Finding:
     """Sysctl, now."""
-    return each(expected, evidence, _sysctl)
-
-
-def _sysctl(one: Machine) -> Finding:
     if one.settings is None:
         return one.skip(_NOTHING)
     wanted = node_settings.sysctl(one.settings, one.group)
@@ -97,7 +82,7 @@ def _sysctl(one: Machine) -> Finding:
     return one.good(f"{len(judged)} settings")
 
 
-@check(
+@machine_check(
     "node.inotify",
     title="there are enough inotify instances and watches",
     proves="Operators and log readers do not end with `too many open files`.",
@@ -106,14 +91,9 @@ def _sysctl(one: Machine) -> Finding:
     source="inotify(7)",
     fix=f"sysctl -w fs.inotify.max_user_instances=8192 fs.inotify.max_user_watches=524288; {_PREPARE}",
     after=REACHED,
-    tier="node",
 )
-def inotify(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def inotify(one: Machine) -> Finding:
     """Limits of inotify."""
-    return each(expected, evidence, _inotify)
-
-
-def _inotify(one: Machine) -> Finding:
     if one.container or one.settings is None:
         return one.skip(_SHARED if one.container else _NOTHING)
     seen = one.part("sysctl")
@@ -124,7 +104,7 @@ def _inotify(one: Machine) -> Finding:
     return one.good(", ".join(f"{key.rpartition('_')[2]} {seen[key]}" for key in wanted))
 
 
-@check(
+@machine_check(
     "node.limits",
     title="kubelet and containerd have the promised limits",
     proves="RDMA can pin memory in containers, which have their runtime's limits.",
@@ -134,14 +114,9 @@ def _inotify(one: Machine) -> Finding:
     fix=f"systemctl cat UNIT shows who sets it; {_PREPARE}",
     avoid="Do not restart containerd or a kubelet under running jobs; drain the node.",
     after=REACHED,
-    tier="node",
 )
-def limits(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def limits(one: Machine) -> Finding:
     """Limits of units."""
-    return each(expected, evidence, _limits)
-
-
-def _limits(one: Machine) -> Finding:
     if one.settings is None:
         return one.skip(_NOTHING)
     wanted = node_settings.limits(one.settings)
@@ -161,7 +136,7 @@ def _limits(one: Machine) -> Finding:
     return one.good(", ".join(f"{key} {value}" for key, value in wanted.items()))
 
 
-@check(
+@machine_check(
     "node.hugepages",
     title="hugepages are as promised",
     proves="Pods that ask for hugepages find them.",
@@ -169,14 +144,9 @@ def _limits(one: Machine) -> Finding:
     source="Linux kernel documentation, hugetlbpage",
     fix=f"Memory may be too scattered for them until the next boot; {_PREPARE}",
     after=REACHED,
-    tier="node",
 )
-def hugepages(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def hugepages(one: Machine) -> Finding:
     """Hugepages."""
-    return each(expected, evidence, _hugepages)
-
-
-def _hugepages(one: Machine) -> Finding:
     if one.settings is None or not one.settings.hugepages:
         return one.skip("inventory promises no hugepages")
     seen = one.part("memory")["hugepages"]
@@ -190,7 +160,7 @@ def _hugepages(one: Machine) -> Finding:
     return one.good()
 
 
-@check(
+@machine_check(
     "node.swap",
     title="swap is off, and stays off",
     proves="A kubelet starts, and memory of pods does not go to disk.",
@@ -200,14 +170,9 @@ def _hugepages(one: Machine) -> Finding:
     fix=f"swapoff -a, and comment the line in /etc/fstab; {_PREPARE}",
     avoid="Do not turn swap off while more lies in it than memory is free.",
     after=REACHED,
-    tier="node",
 )
-def swap(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def swap(one: Machine) -> Finding:
     """Swap, now and at boot."""
-    return each(expected, evidence, _swap)
-
-
-def _swap(one: Machine) -> Finding:
     if one.settings is None or one.settings.swap == "keep":
         return one.skip(_NOTHING if one.settings is None else "inventory keeps swap as it is")
     swaps = [] if one.container else one.part("memory")["swaps"]
@@ -221,7 +186,7 @@ def _swap(one: Machine) -> Finding:
     return one.good("off")
 
 
-@check(
+@machine_check(
     "node.time",
     title="the clock is synchronised",
     proves="Certificates are valid, leases hold, and logs of several nodes can be put side by side.",
@@ -229,14 +194,9 @@ def _swap(one: Machine) -> Finding:
     source="timedatectl(1)",
     fix="timedatectl timesync-status, or chronyc tracking; then the way to its time servers (UDP 123).",
     after=REACHED,
-    tier="node",
 )
-def time(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def time(one: Machine) -> Finding:
     """Clocks."""
-    return each(expected, evidence, _time)
-
-
-def _time(one: Machine) -> Finding:
     if one.container or one.settings is None or not one.settings.time_sync:
         return one.skip(_SHARED if one.container else "inventory promises no time synchronisation")
     synchronized = one.part("time").get("synchronized")
@@ -250,7 +210,7 @@ def _time(one: Machine) -> Finding:
     return one.good(active[0] if active else "synchronised")
 
 
-@check(
+@machine_check(
     "node.governor",
     title="CPUs run under the promised governor",
     proves="CPUs that feed GPUs do not clock down between bursts.",
@@ -259,14 +219,9 @@ def _time(one: Machine) -> Finding:
     source="Linux kernel documentation, cpufreq",
     fix=f"cpupower frequency-set -g performance; {_PREPARE}",
     after=REACHED,
-    tier="node",
 )
-def governor(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def governor(one: Machine) -> Finding:
     """Governors."""
-    return each(expected, evidence, _governor)
-
-
-def _governor(one: Machine) -> Finding:
     governors = one.part("cpu")["governors"]
     if one.settings is None or one.settings.governor == "keep" or one.container or not governors:
         return one.skip("no governor is promised, or the machine has none")
@@ -277,7 +232,7 @@ def _governor(one: Machine) -> Finding:
     return one.good(one.settings.governor)
 
 
-@check(
+@machine_check(
     "node.kernel_held",
     title="the kernel does not change by itself",
     proves="No automatic upgrade takes away the kernel that the driver was built for.",
@@ -286,14 +241,9 @@ def _governor(one: Machine) -> Finding:
     source="apt-mark(8), dnf.conf(5)",
     fix=f"apt-mark hold $(dpkg-query -W -f '${{Package}}\\n' 'linux-image-*'); {_PREPARE}",
     after=REACHED,
-    tier="node",
 )
-def kernel_held(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def kernel_held(one: Machine) -> Finding:
     """Held kernels."""
-    return each(expected, evidence, _kernel_held)
-
-
-def _kernel_held(one: Machine) -> Finding:
     if one.container or one.settings is None or not one.settings.hold_kernel:
         return one.skip(_SHARED if one.container else "inventory does not hold the kernel")
     packages = one.part("packages")
@@ -306,7 +256,7 @@ def _kernel_held(one: Machine) -> Finding:
     return one.good(f"kernel {one.part('os')['kernel']}")
 
 
-@check(
+@machine_check(
     "node.kernel_arguments",
     title="the kernel runs with the promised arguments",
     proves="What inventory asks of the boot has come true, and was not only written down.",
@@ -314,14 +264,9 @@ def _kernel_held(one: Machine) -> Finding:
     source="Linux kernel documentation, kernel-parameters",
     fix=f"It takes a boot: {_PREPARE}",
     after=REACHED,
-    tier="node",
 )
-def kernel_arguments(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+def kernel_arguments(one: Machine) -> Finding:
     """The command line."""
-    return each(expected, evidence, _kernel_arguments)
-
-
-def _kernel_arguments(one: Machine) -> Finding:
     if one.container or one.settings is None or not one.settings.kernel_arguments:
         return one.skip(_SHARED if one.container else "inventory asks for no kernel arguments")
     running = (one.part("os")["cmdline"] or "").split()
