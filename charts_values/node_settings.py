@@ -10,10 +10,11 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import fields
+from . import fields, quantities
 from .errors import InputError
 from .groups import Group
 
@@ -38,8 +39,6 @@ _RAILS = {
     "net.ipv4.conf.all.arp_announce": "2",
     "net.ipv4.conf.all.rp_filter": "2",
 }
-_UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T|)")
 _CPU = re.compile(r"\d+m|\d+(\.\d{1,3})?")
 _CPU_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 _MODULE = re.compile(r"[A-Za-z0-9_-]+")
@@ -179,9 +178,11 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def quantity(where: str, key: str, value: Any) -> int:
     """Bytes of a quantity of Kubernetes such as 512Mi; raises InputError."""
-    match = _QUANTITY.fullmatch(str(value)) if not isinstance(value, bool) else None
-    size = float(match[1]) * _UNITS[match[2]] if match else 0.5
-    if not size.is_integer():
+    try:
+        size = quantities.parse(value)
+    except InputError:
+        size = Decimal(-1)
+    if size < 0 or size % 1:
         raise InputError(f"{where}: `{key}` is {value!r}; it is an amount of memory, such as 512Mi or 4Gi")
     return int(size)
 
@@ -288,14 +289,10 @@ def _reserved(here: str, table: Mapping[str, Any]) -> Reserved:
         value = str(table.get(key, ""))
         if value and not _CPU.fullmatch(value):
             raise InputError(f"{here}: `{key}` is {value!r}; it is a number of CPUs such as 2 or 500m")
-        shares[f"{key}_milli"] = _milli(value) if value else None
+        shares[f"{key}_milli"] = quantities.milli(value) if value else None
     for key in ("kube_memory", "system_memory", "eviction_memory"):
         shares[key] = quantity(here, key, table[key]) if key in table else None
     return Reserved(cpus=cpus, **shares)
-
-
-def _milli(value: str) -> int:
-    return int(value[:-1]) if value.endswith("m") else round(float(value) * 1000)
 
 
 def _module_options(here: str, table: Mapping[str, Any]) -> dict[str, str]:

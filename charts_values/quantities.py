@@ -25,6 +25,11 @@ def parse(value: Any) -> Decimal:
     return Decimal(number) * (Decimal(10) ** int(exponent) if exponent else _FACTORS[suffix or ""])
 
 
+def milli(value: Any) -> int:
+    """Thousandths of it, as CPU is counted: 500m is 500, 1.5 is 1500; raises InputError where it is no quantity."""
+    return round(1000 * parse(value))
+
+
 def count(value: Any) -> int:
     """How many whole things a quantity is; raises InputError where it is no quantity."""
     return int(parse(value))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from gpuready.charts_values import quantities
 from gpuready.charts_values.errors import RefusedError
 from gpuready.charts_values.node_settings import NodeSettings, numbers, quantity
 from gpuready.charts_values.versions import parts
@@ -133,7 +134,7 @@ def cpu_reservation(config: Mapping[str, Any]) -> int:
     if cpus := config.get("reservedSystemCPUs"):
         return 1000 * len(numbers(str(cpus)))
     shares = [str((config.get(key) or {}).get("cpu", 0)) for key in ("kubeReserved", "systemReserved")]
-    return sum(int(one[:-1]) if one.endswith("m") else round(float(one) * 1000) for one in shares)
+    return sum(map(quantities.milli, shares))
 
 
 def effective(facts: NodeFacts, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gpuready.charts_values import quantities
+from gpuready.charts_values.errors import InputError
 from gpuready.charts_values.kube import Object
 
 # Says that the cordon of a node is ours, so that an interrupted run can be taken up again.
@@ -69,9 +71,7 @@ def holds(has: Any, wants: Any) -> bool:
 
 
 def _amount(value: Any) -> Any:
-    units = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "m": 0.001}
-    text = str(value)
-    for unit, size in units.items():
-        if text.endswith(unit) and text[: -len(unit)].replace(".", "", 1).isdigit():
-            return float(text[: -len(unit)]) * size
-    return float(text) if text.replace(".", "", 1).isdigit() else value
+    try:
+        return quantities.parse(value)
+    except InputError:
+        return value

@@ -44,3 +44,8 @@ def test_a_thousand_shares_are_a_thousand_for_checks_and_installer() -> None:
     assert allocatable(node, "rdma/rdma_shared_device_a") == 1000
     assert allocatable(node, "rdma/other") == 0
     assert observed._offered(node, "rdma/rdma_shared_device_a") == 1000
+
+
+@pytest.mark.parametrize(("written", "milli"), [("500m", 500), ("2", 2000), (1.5, 1500), ("1k", 1_000_000)])
+def test_cpu_is_counted_in_thousandths(written: object, milli: int) -> None:
+    assert quantities.milli(written) == milli

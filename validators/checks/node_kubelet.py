@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from gpuready.charts_values import quantities
 from gpuready.charts_values.errors import InputError
 from gpuready.charts_values.node_settings import NodeSettings, numbers, quantity
 from gpuready.charts_values.versions import parts
@@ -230,7 +231,7 @@ def _reserved_milli(config: KubeletConfig) -> int:
     if cpus := config.expected("reservedSystemCPUs"):
         return 1000 * len(numbers(str(cpus)))
     shares = [str((config.expected(key) or {}).get("cpu", 0)) for key in ("kubeReserved", "systemReserved")]
-    return sum(int(one[:-1]) if one.endswith("m") else round(1000 * float(one)) for one in shares)
+    return sum(map(quantities.milli, shares))
 
 
 def _memory_sums(config: KubeletConfig) -> tuple[int, int | None]:
