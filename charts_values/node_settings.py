@@ -140,9 +140,7 @@ def parse(where: str, value: Any, base: Mapping[str, Any] | None = None) -> Node
         "governor": ("performance", "powersave", "schedutil", "keep"),
     }
     fields.choices(here, table, choices)
-    for key in ("time_sync", "hold_kernel"):
-        if not isinstance(table.get(key, True), bool):
-            raise InputError(f"{here}: `{key}` is True or False")
+    fields.flags(here, table, ("time_sync", "hold_kernel"))
     drain = table.get("drain_timeout", NodeSettings.drain_timeout)
     if not isinstance(drain, int) or isinstance(drain, bool) or drain < 1:
         raise InputError(f"{here}: `drain_timeout` is {drain!r}; it is a number of seconds, such as 900")

@@ -33,3 +33,9 @@ def milli(value: Any) -> int:
 def count(value: Any) -> int:
     """How many whole things a quantity is; raises InputError where it is no quantity."""
     return int(parse(value))
+
+
+def leading(text: Any) -> float:
+    """The number that a text of the kernel begins with, such as `32.0 GT/s PCIe`; 0 where it begins with none."""
+    first = str(text or "").split(" ")[0]
+    return float(first) if first.replace(".", "", 1).isdecimal() else 0.0

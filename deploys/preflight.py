@@ -100,7 +100,7 @@ def room_for_nodes(survey: Survey, cilium: Values) -> None:
     listed = fields.strings(where, cidrs, operator.get(cidrs, ()))
     for cidr in listed:
         fields.cidr(where, cidrs, cidr)
-    if not str(mask).isdigit():
+    if not str(mask).isdecimal():
         raise InputError(f"{where}: `clusterPoolIPv4MaskSize` is {mask!r}; it is a whole number")
     size, pools = int(mask), [ip_network(cidr) for cidr in listed]
     room = sum(2 ** max(0, size - pool.prefixlen) for pool in pools if pool.prefixlen <= size)

@@ -21,7 +21,7 @@ from importlib.resources import files
 
 from gpuready.charts_values.errors import ToolError
 
-from . import fleet
+from . import fleet, processes
 from .pki import client, private, write_authority, write_certificate, write_key
 from .state import State
 
@@ -76,17 +76,15 @@ def free_ports() -> dict[str, int]:
     found: dict[str, int] = {}
     for _ in range(1000):
         port = random.randrange(20000, 30000)
-        claim = socket.socket(socket.AF_UNIX)
-        try:
-            # A name in no folder, held by a descriptor that only the end of the process closes.
-            claim.bind(f"\0gpuready-port-{port}")
-            with socket.socket() as candidate:
-                candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket() as candidate:
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
                 candidate.bind((HOST, port))
-        except OSError:
-            claim.close()
-            continue
-        claim.detach()
+            except OSError:
+                continue
+            # While it is bound, so that a port that is claimed is free.
+            if not processes.claimed(f"port-{port}"):
+                continue
         found[PORTS[len(found)]] = port
         if len(found) == len(PORTS):
             return found

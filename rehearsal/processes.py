@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -181,3 +182,16 @@ def _reap(pid: int) -> None:
     """Collect the exit status where the process was a child of ours."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
+
+
+def claimed(name: str) -> bool:
+    """Claim a name on this host for as long as this process lives; whether nobody had."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        # A name in no folder, held by a descriptor that only the end of the process closes.
+        claim.bind(f"\0gpuready-{name}")
+    except OSError:
+        claim.close()
+        return False
+    claim.detach()
+    return True

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gpuready.charts_values import quantities
 from gpuready.charts_values.errors import RefusedError
 from gpuready.charts_values.node_settings import NodeSettings
 
@@ -242,8 +243,8 @@ def check_links(facts: NodeFacts) -> Iterator[str]:
             device.get("link_width") or 0,
             min((one["link_width_max"] for one in filter(_wide, ends)), default=0),
         )
-        speed = _speed(device, "link_speed")
-        fastest = min((best for one in ends if (best := _speed(one, "link_speed_max"))), default=0.0)
+        speed = quantities.leading(device.get("link_speed"))
+        fastest = min((best for one in ends if (best := quantities.leading(one.get("link_speed_max")))), default=0.0)
         if width and width < most:
             slow.append(f"{device['address']} runs on {width} of {most} lanes")
         elif device in nics and speed and speed < fastest:
@@ -259,11 +260,6 @@ def check_links(facts: NodeFacts) -> Iterator[str]:
 def _wide(device: Mapping[str, Any]) -> bool:
     # 255 is how the kernel says that it does not know.
     return 0 < (device.get("link_width_max") or 0) < 255
-
-
-def _speed(device: Mapping[str, Any], key: str) -> float:
-    first = str(device.get(key) or "").split(" ")[0]
-    return float(first) if first.replace(".", "", 1).isdigit() else 0.0
 
 
 def _grub(arguments: list[str]) -> str | None:

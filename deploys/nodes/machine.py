@@ -40,8 +40,9 @@ def files(settings: NodeSettings, facts: NodeFacts, group: Group | None, ofed_ow
         File(NOUVEAU_FILE, _lines(["blacklist nouveau", "options nouveau modeset=0"])),
         File(SYSCTL_FILE, _lines(f"{key} = {value}" for key, value in sysctl(settings, facts, group).items())),
     ]
-    if settings.module_options:
-        found.append(File(OPTIONS_FILE, _options(settings)))
+    if settings.module_options or facts.files.get(OPTIONS_FILE) is not None:
+        # When it goes, it goes from the initial RAM disk, too.
+        found.append(File(OPTIONS_FILE, _options(settings) if settings.module_options else None))
     if _swaps(settings, facts):
         found.append(File(SWAP_UNIT, boot_unit("Swap off, whatever turned it on", "/sbin/swapoff -a")))
         if (fstab := facts.files.get(FSTAB)) is not None:
@@ -62,9 +63,6 @@ def steps(
     """The commands by which the files take effect at once, and those that need no file; raises RefusedError."""
     now = facts.files
     changed = {one.path for one in files(settings, facts, group, ofed_owner) if differs(one, now)}
-    if not settings.module_options and now.get(OPTIONS_FILE) is not None:
-        # It goes, and must go from the initial RAM disk, too.
-        changed.add(OPTIONS_FILE)
     return tuple(
         one
         for one in (

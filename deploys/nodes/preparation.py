@@ -139,7 +139,8 @@ def prepare(cluster: Cluster) -> None:
         return
     shared = operations.Shared.of(host.state, lambda: Api.connect(cluster.kubeconfig, cluster.context))
     node = shared.api.find(f"/api/v1/nodes/{name}")
-    made = plan(cluster, group_of(cluster, name, node), seen, node)
+    group = group_of(cluster, name, node)
+    made = plan(cluster, group, seen, node)
     held = withheld(cluster, made.disruption, name, joined=node is not None)
     for line in (*made.notes, *((held,) if held else ())):
         logger.info(f"    {line}")
@@ -165,15 +166,15 @@ def prepare(cluster: Cluster) -> None:
         change=made.disruption,
         withheld=held is not None,
         difference=diff(made.disruption.files, _texts(seen)),
-        drain_s=settings_of(cluster, group_of(cluster, name, node)).drain_timeout,
+        drain_s=settings_of(cluster, group).drain_timeout,
         name="Nodes: kubelet, containerd and boot, one node at a time",
         _serial=True,
     )
 
 
 def _outlived(seen: NodeFacts, wanted: set[str]) -> list[str]:
-    """Units, scripts and options of an earlier run that inventory no longer asks for."""
-    ours = (boot.ACS_UNIT, boot.ACS_SCRIPT, machine.GOVERNOR_UNIT, machine.SWAP_UNIT, machine.OPTIONS_FILE)
+    """Units and scripts of an earlier run that inventory no longer asks for."""
+    ours = (boot.ACS_UNIT, boot.ACS_SCRIPT, machine.GOVERNOR_UNIT, machine.SWAP_UNIT)
     return [path for path in ours if path not in wanted and seen.files.get(path) is not None]
 
 

@@ -8,7 +8,7 @@ import json
 from functools import partial
 
 from gpuready.charts_values.errors import InputError
-from gpuready.charts_values.kube import Object
+from gpuready.charts_values.kube import Api, Object
 
 from .edits import Edit, drop, patch
 from .model import Fault, Site
@@ -21,18 +21,25 @@ _EXPORTER = f"{_WORKLOADS}/daemonsets/nvidia-dcgm-exporter"
 _ENFORCE = "pod-security.kubernetes.io/enforce"
 
 
-def _set_status(status: str, site: Site) -> list[Edit]:
-    """Helm keeps the status twice: in a label, and in the packed record."""
-    found = site.api.list("/api/v1/secrets", labelSelector=f"owner=helm,name={_RELEASE}", resourceVersion="")
+def restated(api: Api, release: str, status: str) -> tuple[str, Object, Object]:
+    """Helm's newest record of a release: its path, the merge patch that makes it say ``status``, and as it is.
+
+    Helm keeps the status twice: in a label, and in the packed record. Raises InputError where there is no record.
+    """
+    found = api.list("/api/v1/secrets", labelSelector=f"owner=helm,name={release}", resourceVersion="")
     if not found:
-        raise InputError(f"Helm has no record of release {_RELEASE}: install the platform first")
+        raise InputError(f"Helm has no record of release {release}: install the platform first")
     newest = max(found, key=lambda one: int(one["metadata"]["labels"]["version"]))
     record = json.loads(gzip.decompress(base64.b64decode(base64.b64decode(newest["data"]["release"]))))
     record["info"]["status"] = status
     packed = base64.b64encode(base64.b64encode(gzip.compress(json.dumps(record).encode()))).decode()
     body: Object = {"metadata": {"labels": {"status": status}}, "data": {"release": packed}}
     meta = newest["metadata"]
-    return [patch(f"/api/v1/namespaces/{meta['namespace']}/secrets/{meta['name']}", body, newest)]
+    return f"/api/v1/namespaces/{meta['namespace']}/secrets/{meta['name']}", body, newest
+
+
+def _set_status(status: str, site: Site) -> list[Edit]:
+    return [patch(*restated(site.api, _RELEASE, status))]
 
 
 def _stop_operator(site: Site) -> list[Edit]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gpuready.charts_values.errors import ToolError
+
+from .. import processes
 
 MOST = 8
 # Label and taint of the nodes: what the fleet runs would not work there.
@@ -141,22 +142,9 @@ def draw(folder: Path, pods: str, count: int) -> Plan:
     subnets = list(_RANGE.subnets(new_prefix=_PREFIX))
     first = int(_digest(folder), 16) % len(subnets)
     for subnet in subnets[first:] + subnets[:first]:
-        if not any(subnet.overlaps(one) for one in taken) and _claimed(subnet):
+        if not any(subnet.overlaps(one) for one in taken) and processes.claimed(f"network-{subnet}"):
             return Plan(folder, str(subnet), pods, count)
     raise ToolError(f"the host has routes to all of {_RANGE}, so the machines have no network")
-
-
-def _claimed(subnet: IPv4Network) -> bool:
-    """Claim a network for as long as this process lives; whether nobody had."""
-    claim = socket.socket(socket.AF_UNIX)
-    try:
-        # A name in no folder, held by a descriptor that only the end of the process closes.
-        claim.bind(f"\0gpuready-network-{subnet}")
-    except OSError:
-        claim.close()
-        return False
-    claim.detach()
-    return True
 
 
 def _last_subnets(pods: str, count: int) -> list[str]:

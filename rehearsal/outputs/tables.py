@@ -99,14 +99,12 @@ class Form:
         return [
             "#",
             f"#{'out-of-place':>74}{'in-place':>31}          ",
-            f"#{self._cells(names)} ",
-            f"#{self._cells([units.get(name, '') for name in names])} ",
+            f"#{self._cells(names)[1:]} ",
+            f"#{self._cells([units.get(name, '') for name in names])[1:]} ",
         ]
 
     def _cells(self, texts: Sequence[str]) -> str:
-        return "  ".join(
-            f"{text:>{_WIDTHS.get(name, 6)}}" for name, text in zip(self.columns, texts, strict=True)
-        ).removeprefix(" ")
+        return "  ".join(f"{text:>{_WIDTHS.get(name, 6)}}" for name, text in zip(self.columns, texts, strict=True))
 
     def row(self, row: Row) -> str:
         """A line of the table."""
@@ -117,7 +115,7 @@ class Form:
             texts += self._half(half, blank=self.in_place and place == 0)
         if self.stamped:
             texts.append("2026-01-02 03:04:05")
-        return "  ".join(f"{text:>{_WIDTHS.get(name, 6)}}" for name, text in zip(self.columns, texts, strict=True))
+        return self._cells(texts)
 
     def _half(self, half: tuple[float, float, float], *, blank: bool) -> list[str]:
         time, algbw, busbw = half

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from gpuready.charts_values import bill
 from gpuready.charts_values.kube import Api
+from gpuready.rehearsal.faults.releases import restated
 
 from .commands import run
 
@@ -62,14 +60,8 @@ def install(state_dir: Path, file: Path | str = "inventory", **env: str) -> dict
 
 def set_status(api: Api, name: str, status: str) -> None:
     """Make Helm's newest record of a release say that an operation is under way, or failed."""
-    path = f"/api/v1/namespaces/{next(one.namespace for one in bill.load() if one.name == name)}/secrets"
-    mine = api.list(path, labelSelector=f"owner=helm,name={name}", resourceVersion="")
-    newest = max(mine, key=lambda one: int(one["metadata"]["labels"]["version"]))
-    record = json.loads(gzip.decompress(base64.b64decode(base64.b64decode(newest["data"]["release"]))))
-    record["info"]["status"] = status
-    packed = base64.b64encode(base64.b64encode(gzip.compress(json.dumps(record).encode()))).decode()
-    change: dict[str, Any] = {"metadata": {"labels": {"status": status}}, "data": {"release": packed}}
-    api.patch(f"{path}/{newest['metadata']['name']}", change)
+    path, body, _ = restated(api, name, status)
+    api.patch(path, body)
 
 
 def footprint(api: Api) -> dict[str, set[str]]:

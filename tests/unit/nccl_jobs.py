@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from gpuready.rehearsal.outputs import fabric
@@ -40,7 +41,7 @@ class Job:
     version: str = "2.27.7+cuda12.9"
     style: Style = field(default_factory=Style)
 
-    @property
+    @cached_property
     def rendered(self) -> Rendered:
         """The run by the rehearsal's generator."""
         return render(self.hosts, version=self.version, min_bytes=1 << 29, max_bytes=1 << 30, seed=3, style=self.style)

@@ -184,7 +184,7 @@ def networks() -> Iterator[Kind]:
 def devices() -> Iterator[Kind]:
     """Forms of the device list."""
     job = Job(pair(), "2.21.5+cuda12.4")
-    group = "[0]={{[0] mlx5_0:1/IB, [1] mlx5_1:1/IB}} [RO]".replace("{{", "{").replace("}}", "}")
+    group = "[0]={[0] mlx5_0:1/IB, [1] mlx5_1:1/IB} [RO]"
     yield kind(
         "grouped NICs", "B.4", job,
         edit=lambda text: text.replace("[0]mlx5_0:1/IB [1]mlx5_1:1/IB [RO]", group).replace("NET/IB/1", "NET/IB/0"),
@@ -347,8 +347,7 @@ def tables() -> Iterator[Kind]:
     for collective, redop in (("all_gather", "none"), ("alltoall", "none"), ("sendrecv", "sum")):
         form = replace(new, collective=collective, redop=redop)
         yield kind(f"{collective} table", "C.1", Job(pair(), style=Style(form)))
-    form = replace(new, collective="all_reduce")
-    job = Job(pair(), style=Style(form, env={"NCCL_DEBUG": "INFO"}))
+    job = Job(pair(), style=Style(new, env={"NCCL_DEBUG": "INFO"}))
     logs = [_each(text, lambda line: [line] if _RECORD.match(line) else []) for text in job.rendered.logs.values()]
     document = job.rendered.document.encode()
     figure = {"busbw": json.loads(document)["results"][-1]["out_of_place"]["bus_bw"]}
@@ -356,7 +355,7 @@ def tables() -> Iterator[Kind]:
     yield Kind("-J beside the records", "C.1 JSON", files, {**job.truth, **figure}, PASS)
     alone = {"ranks": 4, **figure, "wrong": 0, "gdr": "unproven", "hosts": {"pod-0", "pod-1"}}
     yield Kind("-J alone", "C.1 JSON", (document,), alone, OPEN, frozenset({"NoNetChannel"}))
-    bad = Job(pair(), style=Style(replace(form, wrong=3))).rendered.document.encode()
+    bad = Job(pair(), style=Style(replace(new, wrong=3))).rendered.document.encode()
     yield Kind("-J with wrong results", "C.1 JSON", (bad,), {**alone, "wrong": 3}, FAIL, frozenset({"WrongResults"}))
     two = Job(pair(), style=Style(replace(new, collective="all_gather"))).rendered.logs
     more = [(one + other).encode() for one, other in zip(job.rendered.logs.values(), two.values(), strict=True)]

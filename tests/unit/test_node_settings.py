@@ -114,7 +114,7 @@ def test_amounts() -> None:
         ({"limits": {"memlock": "-1"}}, "`limits` maps memlock, nofile, tasks"),
         ({"kernel_arguments": ["iommu=pt; reboot"]}, "`kernel_arguments` has 'iommu=pt; reboot'"),
         ({"acs": "on"}, "node: `acs` is 'on'; it may be keep, off"),
-        ({"time_sync": "yes"}, "node: `time_sync` is True or False"),
+        ({"time_sync": "yes"}, "node: `time_sync` is 'yes'; it is True or False"),
         (
             {"registry_mirrors": {"nvcr.io": ["mirror:5000"]}},
             "`registry_mirrors` of nvcr.io has 'mirror:5000'; write https",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from gpuready.charts_values import quantities
 
 from ..machines import Machine, machine_check
 from ..model import Finding
@@ -88,8 +89,8 @@ def pcie_link(one: Machine) -> Finding:
     for device in devices:
         above = ports.get(device["bridges"][-1], {}) if one.bare_metal and device["bridges"] else {}
         width, most = device["link_width"], _least(device["link_width_max"], above.get("link_width_max"))
-        speed = _gigatransfers(device["link_speed"])
-        best = _least(_gigatransfers(device["link_speed_max"]), _gigatransfers(above.get("link_speed_max")))
+        speed = quantities.leading(device["link_speed"])
+        best = _least(quantities.leading(device["link_speed_max"]), quantities.leading(above.get("link_speed_max")))
         # Virtual functions and emulated ports show 0 or nothing.
         judged += bool(width and most)
         if width and most and width < most:
@@ -106,12 +107,6 @@ def pcie_link(one: Machine) -> Finding:
 def _least(one: float | None, other: float | None) -> float | None:
     found = [value for value in (one, other) if value and value < 255]
     return min(found) if found else None
-
-
-def _gigatransfers(text: Any) -> float | None:
-    """GT/s of a text such as `32.0 GT/s PCIe`; None for `Unknown`."""
-    first = str(text or "").split(" ")[0]
-    return float(first) if first.replace(".", "", 1).isdigit() else None
 
 
 @machine_check(

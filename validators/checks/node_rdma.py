@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gpuready.charts_values import quantities
+
 from ..evidence import Evidence
 from ..expected import Expected
 from ..machines import Machine, all_of, each, machine_check
@@ -35,7 +37,7 @@ def rdma_ports(one: Machine) -> Finding:
     ports = list(_of_kind(one))
     good, bad = [], []
     for name, port in ports:
-        has = _gbits(port["rate"])
+        has = quantities.leading(port["rate"])
         state = _word(port["state"]), _word(port["phys_state"])
         if state == ("ACTIVE", "LinkUp") and has >= rate:
             good.append(name)
@@ -132,9 +134,3 @@ def _of_kind(one: Machine) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _word(text: str | None) -> str:
     """The name of a state such as `4: ACTIVE`."""
     return (text or "").rpartition(":")[2].strip()
-
-
-def _gbits(text: str | None) -> float:
-    """Gb/s of a rate such as `400 Gb/sec (4X NDR)`; 0 where it says nothing."""
-    first = (text or "").split(" ")[0]
-    return float(first) if first.replace(".", "", 1).isdigit() else 0.0
