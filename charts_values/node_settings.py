@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -193,6 +193,13 @@ def numbers(cpus: str) -> tuple[int, ...]:
         if first:
             found.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(found))
+
+
+def cpu_reservation(field: Callable[[str], Any]) -> int:
+    """Thousandths of CPU that a kubelet keeps from pods; ``field`` gives a field of its configuration."""
+    if cpus := field("reservedSystemCPUs"):
+        return 1000 * len(numbers(str(cpus)))
+    return sum(quantities.milli((field(key) or {}).get("cpu", 0)) for key in ("kubeReserved", "systemReserved"))
 
 
 # -- what the settings come to, defaults included -----------------------------------------------------------------

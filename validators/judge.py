@@ -11,7 +11,7 @@ from . import workloads
 from .evidence import Evidence, Object, simulated
 from .expected import Expected
 from .model import Finding, Result, Status, Subject
-from .registry import Check, matches
+from .registry import Check, selected
 
 _DAEMONSETS = "daemonsets.apps"
 
@@ -36,7 +36,7 @@ def judge(
     real = {one["metadata"]["name"] for one in evidence.objects("nodes") if not simulated(one)}
     results: list[Result] = []
     for one in order:
-        if (only and not matches(one.id, only)) or matches(one.id, skip):
+        if not selected(one.id, only, skip):
             continue
         for finding in _once(_findings(one, expected, evidence, saved)):
             if node is None or _concerns(finding, node):

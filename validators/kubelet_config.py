@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
+from gpuready.charts_values.tables import document, merge_patch
 
 from .machines import K3S_FILE, Machine
 
@@ -91,7 +91,7 @@ def of(machine: Machine) -> KubeletConfig:
     walked = folder or told
     for path in sorted(part.get("drop_ins") or {}):
         if walked and path.startswith(f"{walked.rstrip('/')}/"):
-            written = merged(written, document(part["drop_ins"][path]))
+            written = merge_patch(written, document(part["drop_ins"][path]))
     if embedded:
         given = document(machine.file(K3S_FILE))
         written = _flagged([f"--{one}" for key in ("kubelet-arg", "kubelet-arg+") for one in given.get(key) or ()])
@@ -106,29 +106,6 @@ def of(machine: Machine) -> KubeletConfig:
         told=told,
         embedded=embedded,
     )
-
-
-def document(text: Any) -> dict[str, Any]:
-    """A YAML or JSON table; empty where the text is none."""
-    try:
-        found = yaml.safe_load(text) if text else {}
-    except yaml.YAMLError:
-        found = {}
-    return found if isinstance(found, dict) else {}
-
-
-def merged(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """``patch`` on top of ``base``, as kubelets put drop-ins on their configuration: tables merge, null removes."""
-    result = dict(base)
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(value, Mapping):
-            known = result.get(key)
-            result[key] = merged(known if isinstance(known, Mapping) else {}, value)
-        else:
-            result[key] = value
-    return result
 
 
 def plain(value: Any) -> str:

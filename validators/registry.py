@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -90,6 +90,11 @@ def get(id: str) -> Check:
 def matches(id: str, patterns: Iterable[str]) -> bool:
     """Whether any glob pattern matches a check's id."""
     return any(fnmatchcase(id, pattern) for pattern in patterns)
+
+
+def selected(id: str, only: Sequence[str] | None, skip: Sequence[str] | None) -> bool:
+    """Whether the globs of --only and --skip leave a check."""
+    return (not only or matches(id, only)) and not matches(id, skip or ())
 
 
 def require_matches(patterns: Iterable[str], option: str) -> None:

@@ -170,12 +170,7 @@ def _ask_machines(
 
 def _selected(args: Namespace, group: str) -> bool:
     """Whether the options leave any check of a group."""
-    return any(
-        one.group == group
-        and (not args.only or registry.matches(one.id, args.only))
-        and not registry.matches(one.id, args.skip or ())
-        for one in registry.all_checks()
-    )
+    return any(one.group == group and registry.selected(one.id, args.only, args.skip) for one in registry.all_checks())
 
 
 def _from_bundle(args: Namespace) -> Judged:
@@ -273,8 +268,7 @@ def _probes_wanted(args: Namespace) -> set[str]:
     """Which probes the selected checks need: smi, nccl, both or none."""
     wanted = set()
     for one in registry.of_phase("accept"):
-        selected = not args.only or registry.matches(one.id, args.only)
-        if one.phase == "accept" and selected and not registry.matches(one.id, args.skip or ()):
+        if one.phase == "accept" and registry.selected(one.id, args.only, args.skip):
             wanted.add("nccl" if one.group == "nccl" else "smi")
     return wanted
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-import yaml
 from gpuready.charts_values.errors import ToolError
 from gpuready.charts_values.node_settings import numbers
+from gpuready.charts_values.tables import document, merge_patch
 
 DROP_IN_NAME = "50-gpuready.conf"
 # Probes of an older schema lack what the plans read.
@@ -252,23 +252,10 @@ def from_probe(name: str, probe: Mapping[str, Any]) -> NodeFacts:
     )
 
 
-def merge_patch(base: Any, patch: Any) -> Any:
-    """RFC 7386, by which a kubelet puts its drop-in files on top of its configuration."""
-    if not isinstance(patch, Mapping):
-        return patch
-    result = dict(base) if isinstance(base, Mapping) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merge_patch(result.get(key), value)
-    return result
-
-
 def _kubelet(part: Mapping[str, Any]) -> Kubelet:
     texts: Mapping[str, str] = {path: text or "" for path, text in (part.get("drop_ins") or {}).items()}
     folder = str(part.get("config_dir") or "")
-    config = _document(part.get("config"))
+    config = document(part.get("config"))
     live = dict(config)
     # One that stands still will read the directory that its environment names.
     told = re.search(r"--config-dir[= ]([^\s\"']+)", "\n".join((part.get("environment") or {}).values()))
@@ -276,9 +263,9 @@ def _kubelet(part: Mapping[str, Any]) -> Kubelet:
     # By full path, as the kubelet walks its directory.
     for path in sorted(texts):
         if walked and path.startswith(f"{walked.rstrip('/')}/"):
-            live = merge_patch(live, _document(texts[path]))
+            live = merge_patch(live, document(texts[path]))
             if not path.endswith(f"/{DROP_IN_NAME}"):
-                config = merge_patch(config, _document(texts[path]))
+                config = merge_patch(config, document(texts[path]))
     return Kubelet(
         version=str(part.get("version") or ""),
         running=bool(part.get("flags")),
@@ -304,11 +291,3 @@ def _containerd(part: Mapping[str, Any], texts: Mapping[str, str | None]) -> Con
         dump=str(part.get("dump") or ""),
         error=str(part.get("error") or ""),
     )
-
-
-def _document(text: Any) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(text) if text else {}
-    except yaml.YAMLError:
-        found = {}
-    return found if isinstance(found, dict) else {}

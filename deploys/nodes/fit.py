@@ -8,11 +8,11 @@ from typing import Any
 
 from gpuready.charts_values.errors import RefusedError
 from gpuready.charts_values.groups import Group
-from gpuready.charts_values.node_settings import NodeSettings, numbers
+from gpuready.charts_values.node_settings import NodeSettings, cpu_reservation, numbers
 from gpuready.charts_values.versions import parts
 
 from .facts import NodeFacts
-from .kubelet import cpu_reservation, effective, memory_reservation, wanted
+from .kubelet import effective, memory_reservation, wanted
 
 # The kubelet's own limit, unless max-allowable-numa-nodes raises it.
 NUMA_LIMIT = 8
@@ -98,7 +98,7 @@ def _cpu_manager(after: Mapping[str, Any], facts: NodeFacts) -> Iterator[str]:
         yield "`reserved.cpus` does not go with systemReservedCgroup or kubeReservedCgroup; give kube_cpu, system_cpu"
     if after["cpuManagerPolicy"] != "static":
         return
-    milli = cpu_reservation(after)
+    milli = cpu_reservation(after.get)
     if milli == 0:
         yield "CPU Manager static needs a reservation, or the kubelet does not start; give `reserved.cpus`, such as 0-1"
         return
@@ -128,7 +128,7 @@ def _cpu_manager(after: Mapping[str, Any], facts: NodeFacts) -> Iterator[str]:
 
 def _starved(after: Mapping[str, Any], facts: NodeFacts) -> Iterator[str]:
     """A reservation of more than half of a machine is a slip of the unit, and starves the pods."""
-    milli = cpu_reservation(after)
+    milli = cpu_reservation(after.get)
     if facts.online and milli > 500 * len(facts.online):
         yield (
             f"the reservation keeps {milli / 1000:g} of {len(facts.online)} CPUs from pods, more than half; "

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from gpuready.charts_values import quantities
 from gpuready.charts_values.errors import RefusedError
 from gpuready.charts_values.node_settings import NodeSettings, numbers, quantity
+from gpuready.charts_values.tables import merge_patch
 from gpuready.charts_values.versions import parts
 
-from .facts import DROP_IN_NAME, FLAGS, Kubelet, NodeFacts, merge_patch
+from .facts import DROP_IN_NAME, FLAGS, Kubelet, NodeFacts
 from .plan import HEADER, Disruption, File, differs
 from .systems import System
 
@@ -127,14 +127,6 @@ def memory_reservation(where: str, config: Mapping[str, Any]) -> int:
         )
     shares = [(config.get(key) or {}).get("memory", 0) for key in ("kubeReserved", "systemReserved")]
     return sum(quantity(where, "memory", size) for size in (*shares, eviction))
-
-
-def cpu_reservation(config: Mapping[str, Any]) -> int:
-    """Thousandths of CPU that a kubelet with ``config`` keeps from pods."""
-    if cpus := config.get("reservedSystemCPUs"):
-        return 1000 * len(numbers(str(cpus)))
-    shares = [str((config.get(key) or {}).get("cpu", 0)) for key in ("kubeReserved", "systemReserved")]
-    return sum(map(quantities.milli, shares))
 
 
 def effective(facts: NodeFacts, fields: Mapping[str, Any]) -> dict[str, Any]:

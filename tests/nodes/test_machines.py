@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -51,15 +51,16 @@ def left(folder: Path) -> list[str]:
     return found + ([str(folder)] if folder.exists() else [])
 
 
-def namespaces() -> set[str]:
-    """The network namespaces that any process is in."""
+def namespaces(pids: Iterable[int] | None = None) -> set[str]:
+    """The network namespaces that the processes are in, or any process; one that ends meanwhile is in none."""
+    if pids is None:
+        pids = [int(process.name) for process in Path("/proc").iterdir() if process.name.isdigit()]
     found = set()
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                found.add(str((process / "ns/net").readlink()))
-            except OSError:
-                continue
+    for pid in pids:
+        try:
+            found.add(str(Path(f"/proc/{pid}/ns/net").readlink()))
+        except OSError:
+            continue
     return found
 
 
@@ -282,7 +283,7 @@ def test_a_killed_up_is_cleaned_by_down(state_dir: Path) -> None:
         group = f"{plan.group(state_dir)}/machine-0"
         # The machine's own first processes, besides systemd-nspawn.
         commands.until(lambda: len(host.pids(group)), lambda count: count > 3, SECONDS)
-        ours = {str(Path(f"/proc/{pid}/ns/net").readlink()) for pid in host.pids(group)}
+        ours = namespaces(host.pids(group))
         first.kill()
     holder = next(pid for pid in host.pids(f"{plan.group(state_dir)}/holder"))
     os.kill(holder, signal.SIGKILL)

@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 from gpuready.rehearsal.outputs.nccl import Host, render
 from gpuready.validators import cli, nccl
+from gpuready.validators.checks.nccl import nccl_transport
+from gpuready.validators.evidence import Evidence
+from gpuready.validators.expected import Expected
+from gpuready.validators.nccl_evidence import NcclRun
 
 _H100 = "NVIDIA H100 80GB HBM3"
 
@@ -237,6 +241,19 @@ def test_plugin_that_need_not_say_it_is_open_without_the_word(network: str) -> N
         ("unproven", "PluginSilent", "nccl-0"),
         ("unproven", "PluginSilent", "nccl-1"),
     ]
+
+
+def test_the_acceptance_says_of_a_silent_plugin_what_the_log_reader_says(
+    expected: Expected, evidence: Evidence
+) -> None:
+    lines = [
+        line.replace("NET/IB/", "NET/FasTrak/").replace("network IB", "network FasTrak") for line in _lines({}, {})
+    ]
+    nodes = {"nccl-0": "gpu-0", "nccl-1": "gpu-1"}
+    for word, found in (("/GDRDMA", ("unproven", "PluginSilent")), ("", ("pass", "AsExpected"))):
+        report = nccl.read([[line.replace(word, "") for line in lines]])
+        evidence.parsed["nccl"] = (NcclRun("nccl-pair", tuple(nodes.values()), (), nodes, report),)
+        assert {(one.status.value, one.reason) for one in nccl_transport(expected, evidence)} == {found}
 
 
 @pytest.mark.parametrize("network", ["gIB", "AWS Libfabric", "Libfabric", "IBext_v10", "UCX"])

@@ -6,11 +6,11 @@ import os
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from gpuready.charts_values.errors import ApiError
 from gpuready.charts_values.kube import Api
 
+from ..checks.subjects import condition
 from ..evidence import Object
 from . import manifests
 from .run import JOBS, NAMESPACE
@@ -59,8 +59,7 @@ def killed_runs(api: Api) -> Killed:
 
 
 def _failed(job: Object) -> bool:
-    conditions: list[dict[str, Any]] = job.get("status", {}).get("conditions") or []
-    return any(one["type"] == "Failed" and one["status"] == "True" for one in conditions)
+    return (condition(job, "Failed") or {}).get("status") == "True"
 
 
 def _orphaned(anchor: Object) -> bool:

@@ -245,6 +245,9 @@ def _transport(run: NcclRun, facts: dict[str, Any], host: str, name: str, rdma: 
             network,
             evidence=where,
         )
+    elif direct == 0 and run.report.traffic[host].silent:
+        cause = "the network's plug-in does not say whether it uses GPU memory"
+        return Finding(Status.UNPROVEN, node(name), "PluginSilent", cause, network, evidence=where)
     elif direct == 0:
         reason, cause = "NoGpuDirect", "RDMA runs without GPUDirect"
     elif direct < channels:

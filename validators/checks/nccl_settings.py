@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from ..evidence import Evidence
 from ..expected import Expected
 from ..model import Finding, Status, Subject
+from ..nccl.verdict import DECREES
 from ..nccl_evidence import NcclRun, runs
 from ..registry import check
 from .nccl import nothing_ran, subject_of
@@ -26,7 +27,6 @@ _TAKEN_AWAY = {
     ("NCCL_CROSS_NIC", "1"): "traffic leaves its rail",
 }
 _WEAK_LEVELS = ("LOC", "0")
-_DECREES = ("SYS", "4", "5")
 
 
 @check(
@@ -77,7 +77,7 @@ def _levels(settings: Settings) -> Iterator[Trap]:
     for value in settings.get(_LEVEL, ()):
         if value.upper() in _WEAK_LEVELS:
             yield _LEVEL, "GdrForbidden", "a setting forbids GPUDirect RDMA", f"{_LEVEL}={value}"
-        elif value.upper() in _DECREES:
+        elif value.upper() in DECREES:
             detail = f"{_LEVEL}={value}: whether GPU and NIC are near enough is no longer looked at"
             yield _LEVEL, "GdrByDecree", "a setting decrees GPUDirect RDMA", detail
 

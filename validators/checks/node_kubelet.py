@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gpuready.charts_values import quantities
 from gpuready.charts_values.errors import InputError
-from gpuready.charts_values.node_settings import NodeSettings, numbers, quantity
+from gpuready.charts_values.node_settings import NodeSettings, cpu_reservation, quantity
 from gpuready.charts_values.versions import parts
 
 from .. import kubelet_config
@@ -113,7 +112,7 @@ def kubelet_policy(one: Machine) -> Finding:
 def cpu_manager(one: Machine) -> Finding:
     """CPU Manager."""
     config = _config(one)
-    if config.expected("cpuManagerPolicy") == "static" and not _reserved_milli(config):
+    if config.expected("cpuManagerPolicy") == "static" and not cpu_reservation(config.expected):
         cause = "CPU Manager static has no reservation, with which the kubelet does not start"
         return one.fail("NoReservation", cause, expected="reservedSystemCPUs, or cpu of a reservation")
     settings = one.settings or NodeSettings()
@@ -225,13 +224,6 @@ def _bytes(value: Any) -> int | None:
         return quantity("", "", value) if re.search(r"\d[KMGT]i?$", str(value)) else None
     except InputError:
         return None
-
-
-def _reserved_milli(config: KubeletConfig) -> int:
-    if cpus := config.expected("reservedSystemCPUs"):
-        return 1000 * len(numbers(str(cpus)))
-    shares = [str((config.expected(key) or {}).get("cpu", 0)) for key in ("kubeReserved", "systemReserved")]
-    return sum(map(quantities.milli, shares))
 
 
 def _memory_sums(config: KubeletConfig) -> tuple[int, int | None]:

@@ -72,9 +72,13 @@ def verdict(report: NcclReport, rails: int | None = None, network: str | None = 
     return Verdict("pass", 0, ranked)
 
 
+# Levels at which GPUDirect RDMA is used whatever the distance of GPU and NIC.
+DECREES = ("SYS", "4", "5")
+
+
 def forced_levels(report: NcclReport) -> list[str]:
     """The settings by which GPUDirect RDMA is used whatever the distance of GPU and NIC: it then proves little."""
-    return [level for level in report.devices.value("NCCL_NET_GDR_LEVEL") if level.upper() in ("SYS", "4", "5")]
+    return [level for level in report.devices.value("NCCL_NET_GDR_LEVEL") if level.upper() in DECREES]
 
 
 def _errors(report: NcclReport) -> Iterator[Finding]:
