@@ -88,7 +88,8 @@ class Hardware:
 
     ``product`` is the name of its GPUs. ``rdma`` says whether NCCL can use the rails, ``gdr`` whether they
     reach GPU memory directly, ``host_driver`` is the version of a driver installed on the host, ``slow`` maps a
-    rail to the share of its line rate that it still gives, and ``silent`` names rails whose port is down.
+    rail to the share of its line rate that it still gives, ``silent`` names rails whose port is down and
+    ``dying`` those whose port goes down under load.
     ``kubelet`` is why the kubelet is not ready (empty where it is), ``broken`` the trouble of pods by their
     role, and ``mofed_wait`` says that the Network Operator never sees OFED ready here.
     """
@@ -102,6 +103,7 @@ class Hardware:
     slow: Mapping[str, float] = field(default_factory=dict)
     product: str = ""
     silent: frozenset[str] = frozenset()
+    dying: frozenset[str] = frozenset()
     kubelet: str = ""
     broken: Mapping[str, Trouble] = field(default_factory=dict)
     mofed_wait: bool = False

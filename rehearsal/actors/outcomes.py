@@ -175,12 +175,14 @@ def nccl_probe(pods: Sequence[Object], hosts: Sequence[nccl.Host], job_uid: str)
         return {pod["metadata"]["uid"]: Outcome(2, f"simulated: {error}\n", failed) for pod in pods}
     outcomes = {}
     for index, (pod, host) in enumerate(zip(pods, hosts, strict=True)):
-        message: Object = {"index": index, "exit": 0, "ranks": done.ranks}
-        if index == 0 and done.rails:
+        message: Object = {"index": index, "exit": 0 if done.whole else 1, "ranks": done.ranks}
+        if not done.whole:
+            del message["ranks"]
+        elif index == 0 and done.rails:
             message["rails"] = done.rails
         elif index == 0:
             message |= {"busbw_gbytes_s": done.busbw_gbytes_s, "series": done.series, "wrong": 0}
-        outcomes[pod["metadata"]["uid"]] = Outcome(0, done.logs[host.name], json.dumps(message))
+        outcomes[pod["metadata"]["uid"]] = Outcome(message["exit"], done.logs[host.name], json.dumps(message))
     return outcomes
 
 

@@ -164,6 +164,7 @@ class Workloads:
             gdr=truth.gdr and reaches_gpu_memory(operators.gpu),
             address=body.get("status", {}).get("podIP", ""),
             slow=truth.slow,
+            dying=truth.dying,
             product=truth.product or self._profile.gpus.name,
             clique=compute_domains.clique(view, self._claimed(body) or set()),
         )

@@ -9,7 +9,7 @@ from .model import Fault
 
 _HALF = 0.5
 # Neither the first nor the last, which would be found by chance.
-_SLOW_NIC = 5
+_NIC = 5
 
 
 def _lose_rdma(truth: Hardware) -> Hardware:
@@ -29,8 +29,15 @@ def _slow_down(truth: Hardware) -> Hardware:
 
 
 def _slow_one_down(truth: Hardware) -> Hardware:
-    one = truth.nics[min(_SLOW_NIC, len(truth.nics) - 1)]
-    return dataclasses.replace(truth, slow={one.name: _HALF})
+    return dataclasses.replace(truth, slow={_one(truth): _HALF})
+
+
+def _kill_one(truth: Hardware) -> Hardware:
+    return dataclasses.replace(truth, dying=frozenset({_one(truth)}))
+
+
+def _one(truth: Hardware) -> str:
+    return truth.nics[min(_NIC, len(truth.nics) - 1)].name
 
 
 FAULTS = (
@@ -63,6 +70,17 @@ FAULTS = (
         follows=("nccl.bandwidth",),
         needs=("rdma",),
         truth=_silence_rail,
+    ),
+    Fault(
+        name="nic-dies",
+        title="one rail of one node goes down under load",
+        breaks="the port of one NIC goes down during the all-reduce, as with a loose cable; NCCL's run ends there",
+        finding="nccl.errors",
+        phase="accept",
+        # Without a whole table there is no figure to judge.
+        follows=("nccl.run", "nccl.bandwidth", "nccl.correct"),
+        needs=("rdma",),
+        truth=_kill_one,
     ),
     Fault(
         name="node-slow",

@@ -189,6 +189,23 @@ class Dialect:
             yield f"Connected all rings{f', use ring PXN 0 GDR {int(gdr)}' if self.since(2, 24) else ''}"
             yield "Connected all trees"
 
+    # -- a link that goes down --------------------------------------------------------------------------------
+
+    def port_error(self, nic: str) -> str:
+        """What the NIC's own host says when a port goes down."""
+        if self.since(2, 28):
+            return f"NET/IB : {nic}:1 Got non-fatal async event: port error(10)"
+        event = "async error event:" if self.since(2, 23) else "async event :"
+        return f"NET/IB : {nic}:1 Got {event} port error" if self.since(2, 20) else f"NET/IB : Got {event} port error"
+
+    def timeout(self, peer: str, nic: str) -> str:
+        """What a rank says whose peer at an address did not answer, from 2.22 on with its own NIC."""
+        status = "IBV_WC_RETRY_EXC_ERR(12)" if self.since(2, 28) else "12"
+        with_status = f"status={status} opcode=0 len=0" if self.since(2, 20) else "error 12, opcode 0, len 0,"
+        colon = "NET/IB:" if self.since(2, 22) else "NET/IB :"
+        own = f" (Send) hca {nic}" if self.since(2, 22) else ""
+        return f"{colon} Got completion from peer {peer}<40921> with {with_status} vendor err 129{own}"
+
     # -- warnings ---------------------------------------------------------------------------------------------
 
     def warning(self, place: str, function: str, text: str) -> tuple[str, str]:

@@ -25,10 +25,10 @@ class Host:
 
     ``nics`` are RDMA device names in rail order, ``link`` is IB or RoCE, ``nic_gbits_s`` the rate of one NIC.
     ``slow`` maps a NIC to the share of its rate that it reaches, 0 < share <= 1, and ``nvlink`` is that share of
-    the slowest NVLink. ``clique`` is the NVLink domain whose other hosts the pod may reach over NVLink, empty where
-    it may not. ``plugin`` is the network plug-in that NCCL loads there, if any. Without ``p2p`` GPUs of the host talk
-    through its memory; with ``pci`` its NICs take the way over PCIe although CPU and GPU share memory; with
-    ``shared`` channels share their buffers.
+    the slowest NVLink. ``dying`` are NICs whose port goes down under load. ``clique`` is the NVLink domain whose
+    other hosts the pod may reach over NVLink, empty where it may not. ``plugin`` is the network plug-in that NCCL
+    loads there, if any. Without ``p2p`` GPUs of the host talk through its memory; with ``pci`` its NICs take the
+    way over PCIe although CPU and GPU share memory; with ``shared`` channels share their buffers.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Host:
     product: str = "NVIDIA H100 80GB HBM3"
     clique: str = ""
     nvlink: float = 1.0
+    dying: frozenset[str] = frozenset()
     plugin: str = ""
     p2p: bool = True
     pci: bool = False

@@ -41,13 +41,14 @@ class Style:
 class Rendered:
     """Logs by host name; the bus bandwidths in GB/s of the table's largest size, each time it was measured; how
     many ranks ran. ``rails`` has those bandwidths by NIC where each was measured by itself. ``document`` is the
-    table as the JSON file of nccl-tests."""
+    table as the JSON file of nccl-tests. ``whole`` is False where a port went down in the middle."""
 
     logs: dict[str, str]
     series: tuple[float, ...]
     ranks: int
     rails: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     document: str = ""
+    whole: bool = True
 
     @property
     def busbw_gbytes_s(self) -> float:
@@ -80,6 +81,13 @@ class _Rank:
         tid = self.pid if thread == 0 else self.pid + 100 * thread
         return f"{self.host.name}:{self.pid}:{tid} [{self.gpu}] NCCL INFO {text}"
 
+    def warning(self, dialect: Dialect, text: str) -> str:
+        """A warning of this rank's RDMA transport, and the error that it returns."""
+        place = "transport/net_ib.cc"
+        before, after = dialect.warning(f"{place}:1295", "ncclIbTest", text)
+        where = f"{self.host.name}:{self.pid}:{self.pid + 300} [{self.gpu}]"
+        return f"{before}{where} {after}\n{where} NCCL INFO {place}:1200 -> 6"
+
 
 def render(
     hosts: Sequence[Host],
@@ -93,8 +101,8 @@ def render(
 ) -> Rendered:
     """The logs of one all-reduce benchmark over all GPUs of the hosts, sizes doubling from min to max bytes.
 
-    Each size is measured ``repeats`` times. The same seed gives the same text. Raises InputError where there is
-    nothing to run.
+    Each size is measured ``repeats`` times. The same seed gives the same text. A NIC that dies ends the run halfway.
+    Raises InputError where there is nothing to run.
     """
     if not hosts or any(host.gpus < 1 for host in hosts):
         raise InputError("an NCCL run needs hosts with at least one GPU each")
@@ -107,6 +115,9 @@ def render(
     start = _starts(hosts, ranks, dialect, style, comm_id)
     connections = _connections(hosts, ranks, dialect)
     rows = _rows(hosts, len(ranks), sizes(min_bytes, max_bytes, repeats), noise)
+    errors = _link_errors(hosts, ranks, dialect)
+    if errors:
+        rows = rows[: len(rows) // 2]
     places = [Place(rank.number, rank.pid, rank.host.name, rank.gpu, rank.bus, rank.host.product) for rank in ranks]
     logs = {}
     for node, host in enumerate(hosts):
@@ -122,12 +133,15 @@ def render(
         for rank in mine:
             lines += connections[rank.number] if dialect.lazy else []
         lines += [form.row(row) for row in rows] if first else []
-        lines += [rank.info(0, _ended(rank, len(ranks))) for rank in mine]
-        lines += form.foot(rows) if first else []
+        if errors:
+            lines += [rank.warning(dialect, text) for rank in mine for text in errors.get(rank.number, ())]
+        else:
+            lines += [rank.info(0, _ended(rank, len(ranks))) for rank in mine]
+            lines += form.foot(rows) if first else []
         logs[host.name] = "\n".join(lines) + "\n"
     figures = [round(row.halves[0][2], 2) for row in rows]
     document = form.document(places, rows, [f"{name}={value}" for name, value in style.env.items()])
-    return Rendered(logs, tuple(figures[-repeats:]), len(ranks), document=document)
+    return Rendered(logs, tuple(figures[-repeats:]), len(ranks), document=document, whole=not errors)
 
 
 def render_rails(
@@ -147,7 +161,8 @@ def render_rails(
     logs = {host.name: "".join(part.logs[host.name] for part in parts.values()) for host in hosts}
     by_rail = {nic: part.series for nic, part in parts.items()}
     last = next(reversed(by_rail.values()), ())
-    return Rendered(logs, last, len(hosts) * len(rails), by_rail)
+    whole = all(part.whole for part in parts.values())
+    return Rendered(logs, last, len(hosts) * len(rails), by_rail, whole=whole)
 
 
 def _ranks(hosts: Sequence[Host], noise: random.Random) -> list[_Rank]:
@@ -283,18 +298,49 @@ def _net(hop: Hop, source: _Rank, target: _Rank, dialect: Dialect) -> tuple[str,
     """The transports that sender and receiver print for one connection between hosts."""
     if "Socket" in (source.host.network, target.host.network):
         return "NET/Socket/0", "NET/Socket/0"
-    rail = target.host.nic_of(target.gpu, hop.channel)
-    own = source.host.nic_of(source.gpu, hop.channel)
-    nic, proxy = own, None
-    if rail != own and rail < len(source.host.nics) and dialect.since(2, 12):
+    nic, rail = _nics(hop, source, target, dialect)
+    proxy = None
+    if nic != source.host.nic_of(source.gpu, hop.channel):
         # PXN: the GPU beside the right NIC forwards, so that traffic stays on its rail.
-        nic, proxy = rail, source.number - source.gpu + source.host.owner_of(rail)
+        proxy = source.number - source.gpu + source.host.owner_of(nic)
 
     def via(rank: _Rank, nic: int, proxy: int | None) -> str:
         host = rank.host
         return dialect.between(host.network, nic, proxy=proxy, gdr=host.gdr, pci=host.pci, shared=host.shared)
 
     return via(source, nic, proxy), via(target, rail, None)
+
+
+def _nics(hop: Hop, source: _Rank, target: _Rank, dialect: Dialect) -> tuple[int, int]:
+    """The NICs at both ends of a connection between hosts: by PXN the sender takes the receiver's rail."""
+    rail, own = (rank.host.nic_of(rank.gpu, hop.channel) for rank in (target, source))
+    return (rail if rail < len(source.host.nics) and dialect.since(2, 12) else own), rail
+
+
+def _link_errors(hosts: Sequence[Host], ranks: Sequence[_Rank], dialect: Dialect) -> dict[int, list[str]]:
+    """What ranks say of NICs that die: the one beside it of the port, both ends of a connection of each other."""
+    said: dict[int, list[str]] = {}
+    places = {(rank.node, rank.gpu): rank for rank in ranks}
+    dying = any(host.dying for host in hosts)
+    for channel in range(fabric.channel_count(hosts)) if dying else ():
+        for hop in fabric.hops(hosts, channel):
+            source, target = places[hop.source], places[hop.target]
+            if not _by_nic(source, target) or "Socket" in (source.host.network, target.host.network):
+                continue
+            near, far = _nics(hop, source, target, dialect)
+            for rank, nic, peer in ((source, near, target), (target, far, source)):
+                if (name := rank.host.nics[nic]) in rank.host.dying:
+                    beside = places[rank.node, rank.host.owner_of(nic)]
+                    said.setdefault(beside.number, []).append(dialect.port_error(name))
+                    said.setdefault(rank.number, []).append(dialect.timeout(peer.host.address, name))
+                    other = peer.host.nics[far if rank is source else near]
+                    said.setdefault(peer.number, []).append(dialect.timeout(rank.host.address, other))
+    return {number: list(dict.fromkeys(texts)) for number, texts in said.items()}
+
+
+def _by_nic(source: _Rank, target: _Rank) -> bool:
+    """Whether NICs carry what two ranks send each other, and not the host or NVLink between hosts."""
+    return source.node != target.node and not fabric.joined(source.host, target.host)
 
 
 def _rows(hosts: Sequence[Host], ranks: int, wanted: Iterable[int], noise: random.Random) -> list[Row]:

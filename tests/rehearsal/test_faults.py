@@ -95,7 +95,7 @@ def nccl(platform: Platform) -> dict[str, str]:
     }
     said = json.loads(pods[0]["status"]["containerStatuses"][0]["state"]["terminated"]["message"])
     platform.api.delete(f"{JOBS}/{name}")
-    return logs | {"busbw": str(said["busbw_gbytes_s"])}
+    return logs | {"busbw": str(said.get("busbw_gbytes_s"))}
 
 
 def network(log: str) -> set[str]:
@@ -255,6 +255,7 @@ SYMPTOMS: dict[str, Callable[[Platform], bool]] = {
     "tcp-fallback": lambda platform: network(nccl(platform)[NODE]) == {"Socket"},
     "gpudirect-off": lambda platform: "/GDRDMA" not in nccl(platform)[NODE],
     "nic-silent": lambda platform: "mlx5_7" not in nccl(platform)[NODE],
+    "nic-dies": lambda platform: "mlx5_5:1 Got async error event: port error" in nccl(platform)[NODE],
     "node-slow": lambda platform: float(nccl(platform)["busbw"]) < 300,
     "nic-slow": lambda platform: float(nccl(platform)["busbw"]) < 300,
 }

@@ -188,10 +188,23 @@ def start(api: Api, node: str, *, budget: int | None = None, owned: bool = True)
             "metadata": {"name": node},
             "spec": {"minAvailable": budget, "selector": {"matchLabels": labels}},
         }
-        path = f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets"
-        api.create(path, limits)
-        until(lambda: api.get(f"{path}/{node}")["status"].get("currentHealthy"), lambda found: found == 1)
+        api.create(f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets", limits)
     until(lambda: mine(api, node), lambda pods: bool(pods) and pods[0]["status"]["phase"] == "Running")
+    if budget is not None:
+        until(lambda: healthy(api, node), lambda found: found == 1)
+
+
+def healthy(api: Api, node: str) -> int:
+    """How many pods the budget of a node counts.
+
+    A new pod on a node that is not Ready may be called unready once, by the controller of nodes. The kubelet then
+    says again what it knows.
+    """
+    for pod in mine(api, node):
+        ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+        api.patch(f"{PODS}/{pod['metadata']['name']}/status", ready, kind="strategic")
+    budget = api.get(f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets/{node}")
+    return int(budget["status"].get("currentHealthy") or 0)
 
 
 def cordoned(api: Api, node: str) -> tuple[bool, bool]:

@@ -74,6 +74,14 @@ def test_of_two_that_accuse_each_other_the_peer_is_named() -> None:
     assert named == ["nccl-1", "nccl-0"]
 
 
+def test_of_two_that_accuse_each_other_the_one_whose_port_went_down_is_named() -> None:
+    warn = "nccl-0:101:201 [0] transport/net_ib.cc:1 NCCL WARN NET/IB : mlx5_1:1 Got async event : port error\n"
+
+    found = _found([*_lines({}, {}), _timeout(0, 1), _timeout(1, 0), warn], "nccl.errors")
+
+    assert found == [("fail", "IbAsyncFatal", "nccl-0"), ("fail", "IbCompletion12", "nccl-0 #2")]
+
+
 def test_errors_of_two_classes_on_one_node_are_two_findings() -> None:
     warn = "nccl-1:101:201 [0] transport/net_ib.cc:1 NCCL WARN NET/IB : mlx5_1:1 Got async event : port error\n"
 

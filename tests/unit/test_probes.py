@@ -85,6 +85,58 @@ def test_a_node_on_sockets_has_no_rails_to_judge(expected: Expected, evidence: E
     }  # fmt: skip
 
 
+def ended(evidence: Evidence, *states: dict[str, Any]) -> Evidence:
+    """The same with pods that end so."""
+    for pod, state in zip(evidence.cluster["pods"], states, strict=True):
+        pod["status"] = {"phase": "Failed", "containerStatuses": [{"state": {"terminated": state}}]}
+    evidence.parsed.clear()
+    return evidence
+
+
+FAILED = {"exitCode": 1, "reason": "Error", "message": '{"index": 0, "exit": 1}'}
+
+
+def test_a_nic_that_goes_down_under_load_is_named_and_explains_the_failed_run(
+    expected: Expected, evidence: Evidence
+) -> None:
+    after(evidence, host(0), host(1, dying=frozenset({"mlx5_5"})))
+    first, *rest = bad(expected, ended(evidence, FAILED, FAILED), *FABRIC)
+    assert (first.id, first.finding.reason) == ("nccl.errors/nic/gpu-1/mlx5_5", "IbAsyncFatal")
+    assert first.finding.detail.startswith("ib_async_fatal x1 on gpu-1 mlx5_5: NET/IB : mlx5_5:1 Got async error event")
+    assert "; ib_completion_12 x2 on gpu-0, gpu-1 peer gpu-0, gpu-1 mlx5_5: " in first.finding.detail
+    (run,) = [one for one in rest if one.check == "nccl.run"]
+    assert run.caused_by == first.id
+    assert {one.caused_by for one in rest} == {first.id, run.id}, "no table has its largest size"
+    assert (run.finding.reason, run.finding.detail) == ("RunFailed", "gpu-1: exit 1")
+
+
+def test_a_pod_that_was_killed_explains_what_its_peers_say(expected: Expected, evidence: Evidence) -> None:
+    after(evidence, host(0), host(1))
+    address = host(1).address
+    said = (
+        f"NET/IB: Got completion from peer {address}<1> with status=12 opcode=0 len=0 vendor err 129 (Send) hca mlx5_0"
+    )
+    evidence.logs["nccl-pair"]["pod-0"] += f"pod-0:101:301 [0] transport/net_ib.cc:1 NCCL WARN {said}\n"
+    (first,) = bad(
+        expected, ended(evidence, FAILED, {"exitCode": 137, "reason": "OOMKilled"}), "nccl.run", "nccl.errors"
+    )
+    assert (first.check, first.finding.detail) == ("nccl.run", "gpu-1: OOMKilled")
+    # By itself the same line accuses the peer.
+    (found,) = bad(expected, ended(evidence, FAILED, FAILED), "nccl.errors")
+    assert (found.id, found.finding.reason) == ("nccl.errors/node/gpu-1", "IbCompletion12")
+
+
+def test_echoes_alone_explain_no_failure(expected: Expected, evidence: Evidence) -> None:
+    after(evidence, host(0), host(1))
+    said = "socketProgress: Connection closed by remote peer pod-1<40921>"
+    evidence.logs["nccl-pair"]["pod-0"] += f"pod-0:101:301 [0] misc/socket.cc:561 NCCL WARN {said}\n"
+    (first,) = bad(expected, ended(evidence, FAILED, FAILED), "nccl.run", "nccl.errors")
+    assert first.check == "nccl.run"
+    done = {"exitCode": 0, "reason": "Completed"}
+    (found,) = bad(expected, ended(evidence, done, done), "nccl.errors")
+    assert (found.id, found.finding.reason) == ("nccl.errors/node/gpu-0", "Socket"), "a run that ended well hid it"
+
+
 def test_without_a_run_the_rails_are_left_out(expected: Expected, evidence: Evidence) -> None:
     evidence.about["nccl_off"] = "deselected with --nccl off"
     assert {one.status for one in judge(expected, evidence, [registry.get("nccl.rails")])} == {Status.SKIP}

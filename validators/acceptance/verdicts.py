@@ -24,8 +24,8 @@ class PodVerdict:
     """One probe pod as the API shows it at the end.
 
     ``index`` is its number in an Indexed Job. ``message`` is its JSON termination message, empty where there was
-    none; ``exit_code`` is None while the container has not ended; ``waiting`` says why it has not started, ``claims``
-    which ResourceClaims are its own.
+    none; ``exit_code`` is None while the container has not ended; ``waiting`` says why it has not started or why it
+    was ended, ``claims`` which ResourceClaims are its own.
     """
 
     pod: str
@@ -95,7 +95,11 @@ def cut_short(evidence: Evidence) -> str:
 
 
 def _waiting(status: Object, state: Object) -> str:
-    waiting = state.get("waiting") or {}
+    waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
+    if ended.get("reason") not in (None, "Completed", "Error"):
+        # OOMKilled, ContainerCannotRun, StartError. The message may be the probe's own, which is JSON.
+        said = str(ended.get("message") or "")
+        return f"{ended['reason']}: {'' if said.startswith('{') else said}".strip(": ")
     if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
         return f"{waiting['reason']}: {waiting.get('message', '')}".strip(": ")
     for one in status.get("conditions") or ():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from signal import SIGTERM
 from typing import Any
 
 from gpuready.charts_values.inventory import Group
 
 from .. import nccl
-from ..acceptance.verdicts import cut_short, not_started
+from ..acceptance.verdicts import PodVerdict, cut_short, not_started
 from ..evidence import Evidence
 from ..expected import Expected
 from ..model import Finding, Status, Subject
@@ -17,7 +18,56 @@ from ..registry import check
 from .subjects import NODES, PROBES, name_of, node, passed, skipped
 
 _UPSTREAM = (*PROBES, *NODES, "nodes.schedulable", "gpu.allocatable", "rdma.allocatable", "smi.pod", "smi.gpus")
+# A container's exit code beyond it is a signal's number.
+_SIGNALLED = 128
 _PEERS_DOING = ("PeerFellBack", "PeerLacksRails")
+
+
+@check(
+    "nccl.errors",
+    title="NCCL logged no error",
+    proves="No link failed and no retry was hidden in a run that ended well.",
+    rule="No line that reports an error: of CUDA, of verbs calls, completions and asynchronous events of NICs, of "
+    "sockets and bootstrap, of plug-ins, or of nccl-tests itself. Of two ends of a dead link the one is blamed that "
+    "reports an error of its own, else the one that most ranks name.",
+    source="NVIDIA/nccl 2.8 to 2.30, src/transport/net_ib, src/misc/ibvwrap.cc, src/misc/socket.cc and "
+    "src/bootstrap.cc",
+    fix="Look at the port that the detail names: link state, counters, cable.",
+    needs=("pods",),
+    after=(*_UPSTREAM, "nccl.errors"),
+    phase="accept",
+    tier="fabric",
+)
+def nccl_errors(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
+    """One finding for each node that errors speak of, over all runs, or for the NIC that failed there.
+
+    Its first error is the nearest to a cause.
+    """
+    done = runs(evidence)
+    if not done:
+        yield nothing_ran(expected, evidence)
+    found: dict[Subject, tuple[NcclRun, dict[str, str], nccl.Accusation]] = {}
+    for run in done:
+        subject = subject_of(run, expected)
+        errors = nccl.accusations(run.report)
+        failed = any(pod.exit_code for pod in run.pods) and all(one.first.echo for one in errors)
+        if errors and (failed or any(map(_killed, run.pods))):
+            yield skipped(subject, "what NCCL logged follows from the pod that failed")
+            continue
+        if not errors:
+            yield passed(subject)
+        for one in errors:
+            place = node(run.node(one.host)) if one.host else subject
+            _, details, _ = found.setdefault(place, (run, {}, one))
+            details.setdefault(one.reason, one.detail(run.node))
+    for place, (run, details, first) in found.items():
+        error = first.first.error_class
+        nics = {one.hca for one in first.errors if one.local and one.hca}
+        subject = Subject("nic", f"{place.name}/{nics.pop()}") if place.kind == "node" and len(nics) == 1 else place
+        yield Finding(
+            Status.FAIL, subject, first.reason, error.meaning, "; ".join(details.values()), fix=error.fix,
+            nodes=(place.name,) if place.kind == "node" else (), evidence=(f"logs/{run.workload}",),
+        )  # fmt: skip
 
 
 @check(
@@ -28,7 +78,7 @@ _PEERS_DOING = ("PeerFellBack", "PeerLacksRails")
     source="NVIDIA/nccl 2.30, src/init.cc: each rank prints Init COMPLETE",
     fix="Read the first error in logs/nccl-* of the bundle: gpuready nccl BUNDLE/logs/nccl-pair/*.log",
     needs=("pods", "nodes"),
-    after=_UPSTREAM,
+    after=(*_UPSTREAM, "nccl.errors"),
     phase="accept",
     tier="fabric",
 )
@@ -68,13 +118,7 @@ def nccl_run(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
         elif absent := not_started(run.pods):
             yield _not_started(run, expected, evidence, absent)
         elif bad or len(run.pods) < len(run.nodes):
-            first = bad[0] if bad else None
-            said = "a pod is missing"
-            if first is not None:
-                code = "no exit code" if first.exit_code is None else f"exit {first.exit_code}"
-                hung = [str(rank) for pod in bad for rank in pod.message.get("hung") or ()]
-                said = f"{first.node or first.pod}: {first.waiting or code}"
-                said += f"; ranks that hang: {', '.join(hung)}" if hung else ""
+            said = _failure(run, bad) if bad else "a pod is missing"
             yield Finding(
                 Status.FAIL, subject, "RunFailed", "the NCCL run failed", said, expected="exit 0 in every pod",
                 nodes=tuple(sorted({pod.node for pod in bad if pod.node})), evidence=where,
@@ -157,41 +201,22 @@ def nccl_rails(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     yield from found.values() or [nothing_ran(expected, evidence)]
 
 
-@check(
-    "nccl.errors",
-    title="NCCL logged no error",
-    proves="No link failed and no retry was hidden in a run that ended well.",
-    rule="No line that reports an error: of CUDA, of verbs calls, completions and asynchronous events of NICs, of "
-    "sockets and bootstrap, of plug-ins, or of nccl-tests itself.",
-    source="NVIDIA/nccl 2.8 to 2.30, src/transport/net_ib, src/misc/ibvwrap.cc, src/misc/socket.cc and "
-    "src/bootstrap.cc",
-    fix="Look at the port that the detail names: link state, counters, cable.",
-    needs=("pods",),
-    after=("nccl.run", "nccl.transport", "nccl.rails"),
-    phase="accept",
-    tier="fabric",
-)
-def nccl_errors(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
-    """Errors by class."""
-    done = runs(evidence)
-    if not done:
-        yield nothing_ran(expected, evidence)
-    for run in done:
-        errors: list[dict[str, Any]] = run.report.to_json()["errors"]
-        subject = subject_of(run, expected)
-        if not errors:
-            yield passed(subject)
-        for number, error in enumerate(errors):
-            place = " ".join(str(error[key]) for key in ("peer", "hca") if error.get(key))
-            yield Finding(
-                Status.FAIL,
-                Subject(subject.kind, f"{subject.name} #{number + 1}"),
-                "NcclError",
-                "NCCL logged errors",
-                f"{error['class']} x{error['count']} on {run.node(error.get('host') or '?')} {place}".strip(),
-                nodes=tuple(run.node(error[key]) for key in ("host", "peer") if error.get(key)),
-                evidence=(f"logs/{run.workload}",),
-            )
+def _failure(run: NcclRun, bad: list[PodVerdict]) -> str:
+    """What is known of why a run failed: of a pod that was killed, of a node that errors speak of, or of any."""
+    accused = {run.node(one.host) for one in nccl.accusations(run.report) if one.host and not one.first.echo}
+    first = min(bad, key=lambda pod: (not _killed(pod), pod.node not in accused))
+    code = "no exit code" if first.exit_code is None else f"exit {first.exit_code}"
+    said = f"{first.node or first.pod}: {first.waiting or code}"
+    hung = [str(rank) for pod in bad for rank in pod.message.get("hung") or ()]
+    return said + (f"; ranks that hang: {', '.join(hung)}" if hung else "")
+
+
+def _killed(pod: PodVerdict) -> bool:
+    """Whether something ended the pod from outside, as the OOM killer does: its peers only miss it.
+
+    SIGTERM is how every pod of a run ends whose time was up.
+    """
+    return bool(pod.waiting) or ((pod.exit_code or 0) > _SIGNALLED and pod.exit_code != _SIGNALLED + SIGTERM)
 
 
 def _not_started(run: NcclRun, expected: Expected, evidence: Evidence, absent: tuple[int, ...]) -> Finding:

@@ -8,15 +8,17 @@ from .bandwidth import Floor, expected_floor
 from .gdr import Explanation, why_no_gdr
 from .report import NcclReport, read
 from .sources import LogError
-from .verdict import Finding, Verdict, verdict
+from .verdict import Accusation, Finding, Verdict, accusations, verdict
 
 __all__ = [
+    "Accusation",
     "Explanation",
     "Finding",
     "Floor",
     "LogError",
     "NcclReport",
     "Verdict",
+    "accusations",
     "expected_floor",
     "read",
     "verdict",

@@ -110,7 +110,7 @@ CLASSES: tuple[ErrorClass, ...] = (
         "ib_async_fatal",
         r"NET/IB\S* ?: .*async (?:fatal event|(?:error )?event ?: .*"
         r"(?:port error|device fatal|fatal|local work queue|access violation))",
-        "the NIC reported an event",
+        "a NIC or its port failed",
         _PORT,
     ),
     _class(
@@ -178,6 +178,10 @@ CLASSES: tuple[ErrorClass, ...] = (
 _ORDER = {one.name: place for place, one in enumerate(CLASSES)}
 # The program's own last words; they add nothing once the cause is known.
 _CONSEQUENCES = ("nccl_tests_failure",)
+# What a rank says when another one has died: by itself it explains nothing.
+_ECHOES = (*_CONSEQUENCES, "socket", "ib_completion_remote", "ib_completion_5")
+# What goes wrong on the host that says so. Its peers then miss it, each in its own words.
+_LOCAL = ("segfault", "cuda_failure", "ib_memory_registration", "ib_verbs", "ib_async_fatal", "ib_completion_4")
 # The cheap question that decides whether a line outside NCCL's records is worth the expensive ones.
 _OUTSIDE = re.compile(
     rb"Test (?:NCCL failure|CUDA failure|timeout)|Segmentation fault|exited on signal|Cuda failure"
@@ -209,6 +213,16 @@ class ErrorRecord:
     def error_class(self) -> ErrorClass:
         """What is known about the class."""
         return CLASSES[_ORDER[self.name]]
+
+    @property
+    def echo(self) -> bool:
+        """Whether a rank says so when another one has died, so that it explains nothing by itself."""
+        return self.name in _ECHOES
+
+    @property
+    def local(self) -> bool:
+        """Whether it went wrong on the host that says so, and not between two hosts."""
+        return self.name in _LOCAL
 
 
 @dataclass

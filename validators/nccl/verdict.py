@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -81,40 +81,76 @@ def forced_levels(report: NcclReport) -> list[str]:
     return [level for level in report.devices.value("NCCL_NET_GDR_LEVEL") if level.upper() in DECREES]
 
 
-def _errors(report: NcclReport) -> Iterator[Finding]:
-    if not report.errors:
-        yield Finding("nccl.errors", "pass", "object", _LOG, "NoErrors", "NCCL logged no error")
-    groups: dict[tuple[str, str], list[ErrorRecord]] = {}
-    for one in report.errors:
-        groups.setdefault((one.name, _blamed(one, report)), []).append(one)
-    times: Counter[str] = Counter()
-    for (name, blamed), records in groups.items():
-        first, total = records[0], sum(one.count for one in records)
-        by, peers, nics = ({getattr(one, what) for one in records} - {None} for what in ("host", "peer", "hca"))
+class Accusation(NamedTuple):
+    """Errors of one class that speak of one host, or of none (None)."""
+
+    host: str | None
+    errors: tuple[ErrorRecord, ...]
+
+    @property
+    def first(self) -> ErrorRecord:
+        """The error that stands for all."""
+        return self.errors[0]
+
+    @property
+    def reason(self) -> str:
+        """The class, as a reason for machines."""
+        return "".join(part.capitalize() for part in self.first.name.split("_"))
+
+    def detail(self, name: Callable[[str], str] = str) -> str:
+        """How often, where, and the first one's text. ``name`` says what a host is called."""
+        by, peers = ({name(host) for one in self.errors if (host := getattr(one, what))} for what in ("host", "peer"))
+        nics = {one.hca for one in self.errors if one.hca}
         places = [
             f"{word}{', '.join(sorted(found)[:8])}"
             for word, found in (("on ", by), ("peer ", peers), ("", nics))
             if found
         ]
-        times[blamed] += 1
+        total = sum(one.count for one in self.errors)
+        return " ".join((f"{self.first.name} x{total}", *places)) + f": {self.first.text}"
+
+
+def accusations(report: NcclReport) -> list[Accusation]:
+    """The errors of a log by class and by the host that they speak of, root causes first."""
+    groups: dict[tuple[str, str | None], list[ErrorRecord]] = {}
+    failed = {one.host for one in report.errors if one.local}
+    for one in report.errors:
+        groups.setdefault((one.name, _accused(one, report, failed)), []).append(one)
+    return [Accusation(host, tuple(errors)) for (_, host), errors in groups.items()]
+
+
+def _errors(report: NcclReport) -> Iterator[Finding]:
+    if not report.errors:
+        yield Finding("nccl.errors", "pass", "object", _LOG, "NoErrors", "NCCL logged no error")
+    times: Counter[str] = Counter()
+    for one in accusations(report):
+        known, name = one.first.error_class, one.host or _LOG
+        times[name] += 1
         yield Finding(
             "nccl.errors",
             "fail",
-            "object" if blamed == _LOG else "node",
-            f"{blamed} #{times[blamed]}" if times[blamed] > 1 else blamed,
-            "".join(part.capitalize() for part in name.split("_")),
-            first.error_class.meaning,
-            " ".join((f"{name} x{total}", *places)) + f": {first.text}",
-            fix=first.error_class.fix,
+            "node" if one.host else "object",
+            f"{name} #{times[name]}" if times[name] > 1 else name,
+            one.reason,
+            known.meaning,
+            one.detail(),
+            fix=known.fix,
         )
 
 
-def _blamed(error: ErrorRecord, report: NcclReport) -> str:
-    """The node that an error speaks of: the peer where it names one, else the one that reports it."""
-    if error.name == "ib_completion_12" and report.suspect in (error.host, error.peer):
-        # Both sides of a dead link accuse each other; the node that most of them name is the one.
-        return report.suspect or _LOG
-    return (error.peer if error.peer in report.hosts else error.host) or _LOG
+def _accused(error: ErrorRecord, report: NcclReport, failed: Set[str | None]) -> str | None:
+    """The host that an error speaks of: the peer where it names one, else the one that reports it.
+
+    Both sides of a dead link accuse each other. There it is the one that reports an error of its own (``failed``),
+    else the one that most of them name.
+    """
+    if error.name == "ib_completion_12":
+        guilty = {error.host, error.peer} & failed
+        if len(guilty) == 1:
+            return guilty.pop()
+        if report.suspect in (error.host, error.peer):
+            return report.suspect
+    return error.peer if error.peer in report.hosts else error.host
 
 
 def _transport(report: NcclReport) -> Iterator[Finding]:
