@@ -42,7 +42,7 @@ engine: .venv
 test: lint
 	@$(BIN)/python -P -m gpuready.rehearsal.engine > /dev/null || \
 	printf "%s\n" "== the tests that need these programs are skipped"
-	@$(STEP); step 'tests' 'read the failures above; `make test ARGS="-x -k NAME"` runs fewer' $(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(STEP); step 'tests' 'read the failures above; `make test ARGS="-x -k NAME"` runs fewer' $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv types
 	@$(STEP); step 'style' '`.venv/bin/ruff check --fix && .venv/bin/ruff format` mends most of it' \

@@ -88,10 +88,10 @@ class Hardware:
 
     ``product`` is the name of its GPUs. ``rdma`` says whether NCCL can use the rails, ``gdr`` whether they
     reach GPU memory directly, ``host_driver`` is the version of a driver installed on the host, ``slow`` maps a
-    rail to the share of its line rate that it still gives, ``silent`` names rails whose port is down and
-    ``dying`` those whose port goes down under load.
-    ``kubelet`` is why the kubelet is not ready (empty where it is), ``broken`` the trouble of pods by their
-    role, and ``mofed_wait`` says that the Network Operator never sees OFED ready here.
+    rail to the share of its line rate that it still gives, ``nvlink`` is that share of its NVLinks, ``silent``
+    names rails whose port is down and ``dying`` those whose port goes down under load. ``kubelet`` is why the
+    kubelet is not ready (empty where it is), ``broken`` the trouble of pods by their role, and ``mofed_wait``
+    says that the Network Operator never sees OFED ready here.
     """
 
     node: str
@@ -102,6 +102,7 @@ class Hardware:
     host_driver: str | None = None
     slow: Mapping[str, float] = field(default_factory=dict)
     product: str = ""
+    nvlink: float = 1.0
     silent: frozenset[str] = frozenset()
     dying: frozenset[str] = frozenset()
     kubelet: str = ""

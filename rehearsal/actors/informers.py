@@ -58,10 +58,10 @@ def _crd(body: Object) -> Object:
 
 
 def _config_map(body: Object) -> Object:
-    """The data of the two that the actors read; others may be large."""
-    name = body["metadata"]["name"]
-    read = name == "cilium-config" or "nfd-worker.conf" in (body.get("data") or {})
-    return _bare("data")(body) if read else _bare()(body)
+    """The data of those that the actors read: Cilium's, NFD's and NCCL's settings. Others may be large."""
+    data = body.get("data") or {}
+    read = body["metadata"]["name"] == "cilium-config" or "nfd-worker.conf" in data
+    return _bare("data")(body) if read or any(key.startswith("NCCL_") for key in data) else _bare()(body)
 
 
 @dataclass(frozen=True)

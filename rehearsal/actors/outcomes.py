@@ -11,8 +11,8 @@ import re
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -160,16 +160,23 @@ def claim_probe(view: Smi) -> Outcome:
     return Outcome(answer.exit_code, answer.log, message)
 
 
-def nccl_probe(pods: Sequence[Object], hosts: Sequence[nccl.Host], job_uid: str) -> dict[str, Outcome]:
-    """The all-reduce of an indexed Job, by the uid of the pod; ``pods`` and ``hosts`` in the order of their index."""
-    env = _env(pods[0])
+def nccl_probe(
+    pods: Sequence[Object], hosts: Sequence[nccl.Host], job_uid: str, settings: Mapping[str, str]
+) -> dict[str, Outcome]:
+    """The all-reduce of an indexed Job, by the uid of the pod; ``pods`` and ``hosts`` in the order of their index.
+
+    ``settings`` are the cluster's own for NCCL, which every rank echoes. Those have an effect that choose NICs or
+    take RDMA or GPUDirect RDMA away.
+    """
+    env = {**settings, **_env(pods[0])}
     rails = [name for name in env.get("GPUREADY_RAILS", "").split(",") if name]
-    hosts = [nccl.narrowed(host, env.get("NCCL_IB_HCA", "")) for host in hosts]
+    hosts = [_set(nccl.narrowed(host, env.get("NCCL_IB_HCA", "")), env) for host in hosts]
+    style = nccl.Style(env={name: value for name, value in settings.items() if name.startswith("NCCL_")})
     try:
         least, most = int(env.get("GPUREADY_MIN_BYTES") or 1 << 20), int(env.get("GPUREADY_MAX_BYTES") or 8 << 30)
         repeats, seed = int(env.get("GPUREADY_REPEATS") or 1), zlib.crc32(job_uid.encode())
         measure = partial(nccl.render_rails, rails=rails) if rails else nccl.render
-        done = measure(hosts, min_bytes=least, max_bytes=most, seed=seed, repeats=repeats)
+        done = measure(hosts, min_bytes=least, max_bytes=most, seed=seed, repeats=repeats, style=style)
     except (InputError, ValueError) as error:
         failed = json.dumps({"exit": 2})
         return {pod["metadata"]["uid"]: Outcome(2, f"simulated: {error}\n", failed) for pod in pods}
@@ -184,6 +191,13 @@ def nccl_probe(pods: Sequence[Object], hosts: Sequence[nccl.Host], job_uid: str)
             message |= {"busbw_gbytes_s": done.busbw_gbytes_s, "series": done.series, "wrong": 0}
         outcomes[pod["metadata"]["uid"]] = Outcome(message["exit"], done.logs[host.name], json.dumps(message))
     return outcomes
+
+
+def _set(host: nccl.Host, env: Mapping[str, str]) -> nccl.Host:
+    """The host as settings leave it: without RDMA, or without GPUDirect RDMA."""
+    if env.get("NCCL_IB_DISABLE") == "1" or env.get("NCCL_NET") == "Socket":
+        return replace(host, rdma=False, gdr=False)
+    return replace(host, gdr=host.gdr and env.get("NCCL_NET_GDR_LEVEL") not in ("LOC", "0"))
 
 
 def _env(pod: Object) -> dict[str, str]:

@@ -112,7 +112,8 @@ def _attach(network: Object, cache: Cache, writer: Writer) -> None:
         _write_status(network, {"state": "error", "reason": f"ipam is no JSON: {error}"}, writer)
         return
     known = cache.object("attachments", name, namespace)
-    if _config(known) != config:
+    # One that a deleted network of the same name left is taken over, or the garbage collector would take it later.
+    if known is None or _config(known) != config or known["metadata"].get("ownerReferences") != [owner(network)]:
         body: Object = {
             "apiVersion": "k8s.cni.cncf.io/v1",
             "kind": "NetworkAttachmentDefinition",

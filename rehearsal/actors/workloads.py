@@ -144,8 +144,17 @@ class Workloads:
         if len(hosts) < len(ordered):
             self.again.add(pod.node)
         else:
-            uid = pod.owner_uid
-            self._work(uid, pod.node, lambda: outcomes.nccl_probe(bodies, hosts, uid))
+            uid, settings = pod.owner_uid, self._settings(bodies[0])
+            self._work(uid, pod.node, lambda: outcomes.nccl_probe(bodies, hosts, uid, settings))
+
+    def _settings(self, body: Object) -> dict[str, str]:
+        """What a pod's first container takes over from ConfigMaps as its environment."""
+        found: dict[str, str] = {}
+        for one in body["spec"]["containers"][0].get("envFrom") or ():
+            name = one.get("configMapRef", {}).get("name", "")
+            config = self._cache.object("configmaps", name, body["metadata"]["namespace"])
+            found.update((config or {}).get("data") or {})
+        return found
 
     def _rails(self, body: Object, view: View, operators: Operators) -> tuple[Nic, ...] | None:
         return secondary_networks.rails(operators.net, self._cache, view, self._profile, body)
@@ -164,6 +173,7 @@ class Workloads:
             gdr=truth.gdr and reaches_gpu_memory(operators.gpu),
             address=body.get("status", {}).get("podIP", ""),
             slow=truth.slow,
+            nvlink=truth.nvlink,
             dying=truth.dying,
             product=truth.product or self._profile.gpus.name,
             clique=compute_domains.clique(view, self._claimed(body) or set()),

@@ -10,7 +10,7 @@ from .model import Fault, Site
 
 _WEBHOOK = "kueue-validating-webhook-configuration"
 _SERVICE = "kueue-webhook-service"
-_NAMESPACE = f"/api/v1/namespaces/{manifests.NAMESPACE}"
+PROBES = f"/api/v1/namespaces/{manifests.NAMESPACE}"
 
 
 def _dead_webhook(site: Site) -> list[Edit]:
@@ -42,18 +42,19 @@ def _dead_webhook(site: Site) -> list[Edit]:
     ]
 
 
+def probe_namespace(site: Site) -> list[Edit]:
+    """The namespace that an acceptance makes once and keeps: where it is not there yet, it comes and goes."""
+    return [create(PROBES, manifests.namespace())] if site.api.find(PROBES) is None else []
+
+
 def _fill_quota(site: Site) -> list[Edit]:
-    """In a namespace that acceptance makes once and keeps: where it is not there yet, it comes and goes with this."""
     quota: Object = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
         "metadata": {"name": "team-quota", "namespace": manifests.NAMESPACE},
         "spec": {"hard": {"pods": "0"}},
     }
-    edits = [create(f"{_NAMESPACE}/resourcequotas/team-quota", quota)]
-    if site.api.find(_NAMESPACE) is None:
-        edits.insert(0, create(_NAMESPACE, manifests.namespace()))
-    return edits
+    return [*probe_namespace(site), create(f"{PROBES}/resourcequotas/team-quota", quota)]
 
 
 FAULTS = (

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from gpuready.charts_values.kube import Object
+from gpuready.validators.acceptance import manifests
+
 from ..fleet import Hardware
-from .model import Fault
+from .cluster import PROBES, probe_namespace
+from .edits import Edit, create
+from .model import Fault, Site
 
 _HALF = 0.5
 # Neither the first nor the last, which would be found by chance.
@@ -34,6 +39,21 @@ def _slow_one_down(truth: Hardware) -> Hardware:
 
 def _kill_one(truth: Hardware) -> Hardware:
     return dataclasses.replace(truth, dying=frozenset({_one(truth)}))
+
+
+def _slow_inside(truth: Hardware) -> Hardware:
+    return dataclasses.replace(truth, nvlink=_HALF)
+
+
+def _decree(site: Site) -> list[Edit]:
+    """Somebody wanted to see GPUDirect RDMA in the log."""
+    settings: Object = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": manifests.NCCL_ENV, "namespace": manifests.NAMESPACE},
+        "data": {"NCCL_NET_GDR_LEVEL": "SYS"},
+    }
+    return [*probe_namespace(site), create(f"{PROBES}/configmaps/{manifests.NCCL_ENV}", settings)]
 
 
 def _one(truth: Hardware) -> str:
@@ -101,5 +121,23 @@ FAULTS = (
         follows=("nccl.bandwidth",),
         needs=("rdma",),
         truth=_slow_one_down,
+    ),
+    Fault(
+        name="nvlink-slow",
+        title="one node's NVLinks give half their rate",
+        breaks="the NVLinks between the GPUs of the node run at half their rate; its NICs are sound",
+        finding="nccl.slow",
+        phase="accept",
+        follows=("nccl.bandwidth",),
+        truth=_slow_inside,
+    ),
+    Fault(
+        name="nccl-env-decree",
+        title="the cluster's NCCL settings decree GPUDirect RDMA",
+        breaks=f"ConfigMap {manifests.NCCL_ENV} sets NCCL_NET_GDR_LEVEL=SYS, so that its use no longer proves the way",
+        finding="nccl.environment",
+        phase="accept",
+        scope="cluster",
+        edits=_decree,
     ),
 )

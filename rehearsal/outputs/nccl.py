@@ -145,7 +145,14 @@ def render(
 
 
 def render_rails(
-    hosts: Sequence[Host], rails: Sequence[str], *, min_bytes: int, max_bytes: int, seed: int, repeats: int = 1
+    hosts: Sequence[Host],
+    rails: Sequence[str],
+    *,
+    min_bytes: int,
+    max_bytes: int,
+    seed: int,
+    repeats: int = 1,
+    style: Style = Style(),
 ) -> Rendered:
     """The same of each rail by itself: one process on each host, with that NIC alone."""
     parts = {
@@ -155,6 +162,7 @@ def render_rails(
             max_bytes=max_bytes,
             seed=seed + number,
             repeats=repeats,
+            style=style,
         )
         for number, nic in enumerate(rails)
     }

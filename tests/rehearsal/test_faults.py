@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gpuready.charts_values.errors import InputError
 from gpuready.charts_values.kube import Api, Object
-from gpuready.rehearsal import faults, scoreboard
+from gpuready.rehearsal import faults, healthy, scoreboard
 from gpuready.rehearsal.faults import Fault, edits
 from gpuready.rehearsal.state import State
 from gpuready.validators.acceptance.manifests import smi_script
@@ -258,6 +258,10 @@ SYMPTOMS: dict[str, Callable[[Platform], bool]] = {
     "nic-dies": lambda platform: "mlx5_5:1 Got async error event: port error" in nccl(platform)[NODE],
     "node-slow": lambda platform: float(nccl(platform)["busbw"]) < 300,
     "nic-slow": lambda platform: float(nccl(platform)["busbw"]) < 300,
+    "nvlink-slow": lambda platform: float(nccl(platform)["busbw"]) < 300,
+    "nccl-env-decree": has(
+        "/api/v1/namespaces/gpuready/configmaps/nccl-env", "data", "NCCL_NET_GDR_LEVEL", value="SYS"
+    ),
 }
 
 
@@ -298,6 +302,18 @@ def _true(shows: Callable[[Platform], bool], platform: Platform) -> bool:
         return shows(platform)
     except Exception:
         return False
+
+
+def test_healthy_fleets_raise_no_alarm(platform: Platform) -> None:
+    """The other profiles: test_profiles.py."""
+    found = dict(scoreboard.fleets(platform.now, "h100-ib", seed=0))
+    assert len(found) == scoreboard.VARIATIONS
+    assert {title: alarms for title, alarms in found.items() if alarms} == {}
+
+
+def test_there_are_enough_faults_and_fleets() -> None:
+    assert len(faults.catalogue()) >= 25
+    assert len(healthy.PROFILES) * scoreboard.VARIATIONS >= 20
 
 
 # -- more than one, and less than all -----------------------------------------------------------------------

@@ -73,7 +73,7 @@ class Lab:
         job = manifests.search_job("r1", run.id, "w", targets, names, run.repeats, self.expected.cluster, OWNER, 60)
         spec = job["spec"]["template"]["spec"]
         pods = [{"metadata": {"name": name, "uid": name}, "spec": spec} for name in run.nodes]
-        ended = outcomes.nccl_probe(pods, [self.hosts[name] for name in run.nodes], f"{number}")
+        ended = outcomes.nccl_probe(pods, [self.hosts[name] for name in run.nodes], f"{number}", {})
         for pod in pods:
             said = ended[str(pod["metadata"]["uid"])]
             state = {"terminated": {"exitCode": said.exit_code, "message": said.message}}
