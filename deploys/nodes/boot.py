@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gpuready.charts_values import quantities
 from gpuready.charts_values.errors import RefusedError
 from gpuready.charts_values.node_settings import NodeSettings
+from gpuready.charts_values.pci import Link
 
 from .facts import NodeFacts
 from .machine import boot_unit
@@ -238,28 +238,14 @@ def check_links(facts: NodeFacts) -> Iterator[str]:
     for device in (*facts.gpus, *nics):
         # In a virtual machine the port above is not the real one.
         bridges = [] if facts.virtual else device.get("bridges") or []
-        ends = (device, ports.get(bridges[-1], {}) if bridges else {})
-        width, most = (
-            device.get("link_width") or 0,
-            min((one["link_width_max"] for one in filter(_wide, ends)), default=0),
-        )
-        speed = quantities.leading(device.get("link_speed"))
-        fastest = min((best for one in ends if (best := quantities.leading(one.get("link_speed_max")))), default=0.0)
-        if width and width < most:
-            slow.append(f"{device['address']} runs on {width} of {most} lanes")
-        elif device in nics and speed and speed < fastest:
-            # A GPU lowers its own while it is idle.
-            slow.append(f"{device['address']} runs at {speed:g} of {fastest:g} GT/s")
+        link = Link.of(device, ports.get(bridges[-1], {}) if bridges else {})
+        if lacks := link.shortfall(idles=device not in nics):
+            slow.append(f"{device['address']} {lacks}")
     if slow:
         yield (
-            f"{facts.name}: PCIe {', '.join(slow)}: transfers to and from it are slower by as much, and a job is as "
-            "fast as its slowest GPU or NIC; reseat the board, or look at its slot in the firmware"
+            f"{facts.name}: PCIe link of {', '.join(slow)}: transfers are slower by as much, and a job is as fast as "
+            "its slowest GPU or NIC; reseat the board, or look at its slot in the firmware"
         )
-
-
-def _wide(device: Mapping[str, Any]) -> bool:
-    # 255 is how the kernel says that it does not know.
-    return 0 < (device.get("link_width_max") or 0) < 255
 
 
 def _grub(arguments: list[str]) -> str | None:

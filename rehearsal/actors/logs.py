@@ -5,22 +5,27 @@ Both go with the pod. What an earlier process left behind goes at the first look
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gpuready.charts_values.errors import GpureadyError
-from gpuready.charts_values.kube import Api
+from gpuready.charts_values.kube import Api, Object
 
 from .cache import Cache
 from .informers import PATHS
 from .records import Pod
 from .writes import Writer
 
+log = logging.getLogger(__name__)
+
 _MANAGER = "rehearsal"
-# Seconds that kwok gets to see a new object, and between two looks.
-_PATIENCE = 5.0
+# Seconds that kwok gets to see a new object on a busy machine, and between two looks.
+_PATIENCE = 30.0
 _PAUSE = 0.02
+# Seconds after which an object that is not seen is changed.
+_NUDGE = 0.5
 
 
 class Logs:
@@ -37,14 +42,16 @@ class Logs:
     def write(self, pod: Pod, text: str) -> None:
         """Make ``text`` the log of every container of a pod, and wait until it is served.
 
-        Until kwok has seen the object it serves the log of any pod. Raises what the API raises.
+        Until kwok has seen the object it serves the log of any pod. kwok 0.8 keeps its list of these objects by the
+        version that it last heard of, also where the newest one is not in the list yet; it then takes another change
+        for it to look again. Raises what the API raises.
         """
         file = self._folder / f"{pod.namespace}_{pod.name}_{pod.uid}.log"
         at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
         file.write_text("".join(f"{at} stdout F {line}\n" for line in text.splitlines()))
         with self._cache.lock:
             self._files[file] = (f"{pod.namespace}/{pod.name}", pod.uid)
-        body = {
+        body: Object = {
             "apiVersion": "kwok.x-k8s.io/v1alpha1",
             "kind": "Logs",
             "metadata": {"name": pod.name, "namespace": pod.namespace},
@@ -55,8 +62,17 @@ class Logs:
         path = _path(pod.namespace, pod.name)
         self._api.patch(path, body, kind="apply", fieldManager=_MANAGER, force="true")
         last = text.splitlines()[-1:]
-        deadline = time.monotonic() + _PATIENCE
-        while last and self._last_line(pod) != last and time.monotonic() < deadline:
+        began = time.monotonic()
+        nudges = 0
+        while last and (seen := self._last_line(pod)) != last:
+            waited = time.monotonic() - began
+            if waited > _PATIENCE:
+                log.warning("kwok does not serve the log of %s: %s", pod.path, seen)
+                return
+            if waited > (nudges + 1) * _NUDGE:
+                nudges += 1
+                body["metadata"]["annotations"] = {"gpuready.io/nudge": str(nudges)}
+                self._api.patch(path, body, kind="apply", fieldManager=_MANAGER, force="true")
             time.sleep(_PAUSE)
 
     def sweep(self, writer: Writer) -> None:
@@ -75,8 +91,8 @@ class Logs:
     def _last_line(self, pod: Pod) -> list[str]:
         try:
             return self._api.text(f"{pod.path}/log", container=pod.containers[0][0], tailLines=1).splitlines()
-        except GpureadyError:
-            return []
+        except GpureadyError as error:
+            return [str(error)]
 
 
 def _pod_of(file: Path) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import tempfile
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ RESOURCE = "nvidia.com/gpu"
 _PROBE = files("gpuready.validators.acceptance") / "smi.sh"
 # Seconds that the probe's script may take; it prints a few files.
 _PATIENCE = 60
+_STARTING = threading.Lock()
 _MOST_MESSAGE = 4096
 _NO_DEVICES = 6
 _CUDA = {"535": "12.2", "550": "12.4", "570": "12.8", "575": "12.9", "580": "13.0"}
@@ -134,23 +136,26 @@ def smi_probe(pod: Object, view: Smi, folder: Path) -> Outcome:
         return Outcome(126, "simulated: the command is not gpuready's own probe and is not run\n")
     with tempfile.TemporaryDirectory(dir=folder, prefix="smi-") as made:
         shim = Path(made)
-        _write_shim(shim, text, view)
         ended = shim / "termination-log"
-        try:
-            done = subprocess.run(
+        # A program that is open for writing cannot be run, and a process that starts meanwhile would keep it open.
+        with _STARTING:
+            _write_shim(shim, text, view)
+            process = subprocess.Popen(
                 ["/bin/sh", "-c", text],
                 cwd=shim,
                 env={"PATH": f"{shim}:/usr/bin:/bin", "GPUREADY_TERMINATION_LOG": str(ended), "LC_ALL": "C"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                timeout=_PATIENCE,
-                check=False,
             )
-        except subprocess.TimeoutExpired:
-            return Outcome(137, f"simulated: the probe did not end within {_PATIENCE} s\n")
+        with process:
+            try:
+                said, _ = process.communicate(timeout=_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                return Outcome(137, f"simulated: the probe did not end within {_PATIENCE} s\n")
         message = ended.read_text()[:_MOST_MESSAGE] if ended.is_file() else ""
-    return Outcome(done.returncode, done.stdout.decode(errors="replace"), message)
+    return Outcome(process.returncode, said.decode(errors="replace"), message)
 
 
 def claim_probe(view: Smi) -> Outcome:

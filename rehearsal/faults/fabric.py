@@ -129,6 +129,8 @@ FAULTS = (
         finding="nccl.slow",
         phase="accept",
         follows=("nccl.bandwidth",),
+        # Where Ethernet alone is between nodes it stays slower than what is inside them.
+        needs=("rdma",),
         truth=_slow_inside,
     ),
     Fault(

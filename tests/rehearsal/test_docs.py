@@ -121,7 +121,7 @@ def test_commands_of_a_page(page: Path, checkout: Path, cluster: Path) -> None:
                 timeout=300,
                 check=False,
             )
-        assert done.returncode == code, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+        assert done.returncode == code, f"{command}\n{done.stdout[:2000]}\n...\n{done.stderr[-3000:]}"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if entries(page)], ids=lambda page: page.name)

@@ -37,7 +37,7 @@ def rehearsed(folder: Path, profile: str, *more: str) -> tuple[State, dict[str, 
     """`gpuready rehearse run`, which must pass; then the results of its acceptance by their ids, and all of it."""
     size = ("--profile", profile, "--nodes", str(healthy.nodes(profile)), "--ssh-nodes", "0")
     done = run("gpuready", "rehearse", "run", *size, *more, state_dir=folder, seconds=300)
-    assert done.returncode == 0, (done.stderr + done.stdout)[-4000:]
+    assert done.returncode == 0, f"{done.stderr[-2000:]}\n{done.stdout[:3000]}"
     now = state.need(folder)
     data = json.loads((folder / rehearse.REPORT).read_text())
     left = [one for one in data["results"] if one["status"] not in ("pass", "skip")]

@@ -356,14 +356,14 @@ LINKED = {**GPU, **LINK, "bridges": ["0000:16:00.0"]}
 @pytest.mark.parametrize(
     ("devices", "virtualization", "line"),
     [
-        ((PORT, {**LINKED, "link_width": 8}), "none", "0000:18:00.0 runs on 8 of 16 lanes"),
-        ((PORT, {**NIC, "link_speed": "16.0 GT/s PCIe"}), "none", "0000:19:00.0 runs at 16 of 32 GT/s"),
+        ((PORT, {**LINKED, "link_width": 8}), "none", "0000:18:00.0 x8 of x16"),
+        ((PORT, {**NIC, "link_speed": "16.0 GT/s PCIe"}), "none", "0000:19:00.0 16 of 32 GT/s"),
         # An idle GPU saves power; a slot of fewer lanes is no fault of the board; a VM does not see the real port.
         ((PORT, {**LINKED, "link_speed": "2.5 GT/s PCIe"}, NIC), "none", ""),
         (({**PORT, "link_width_max": 8}, {**LINKED, "link_width": 8}), "none", ""),
-        (({**PORT, "link_width_max": 8}, {**LINKED, "link_width": 8}), "kvm", "0000:18:00.0 runs on 8 of 16 lanes"),
+        (({**PORT, "link_width_max": 8}, {**LINKED, "link_width": 8}), "kvm", "0000:18:00.0 x8 of x16"),
         ((PORT, {**LINKED, "link_width": 0}), "none", ""),
-        ((PORT, {**LINKED, "link_width": 4, "link_width_max": 255}), "none", "runs on 4 of 16 lanes"),
+        ((PORT, {**LINKED, "link_width": 4, "link_width_max": 255}), "none", "x4 of x16"),
         (({**GPU, "bridges": None},), "none", ""),
     ],
 )

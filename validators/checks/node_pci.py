@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gpuready.charts_values import quantities
+from gpuready.charts_values.pci import Link
 
 from ..machines import Machine, machine_check
 from ..model import Finding
@@ -88,25 +88,15 @@ def pcie_link(one: Machine) -> Finding:
     wrong, judged = [], 0
     for device in devices:
         above = ports.get(device["bridges"][-1], {}) if one.bare_metal and device["bridges"] else {}
-        width, most = device["link_width"], _least(device["link_width_max"], above.get("link_width_max"))
-        speed = quantities.leading(device["link_speed"])
-        best = _least(quantities.leading(device["link_speed_max"]), quantities.leading(above.get("link_speed_max")))
-        # Virtual functions and emulated ports show 0 or nothing.
-        judged += bool(width and most)
-        if width and most and width < most:
-            wrong.append(f"{device['address']}: x{width} of x{most:g}")
-        elif speed and best and speed < best and device["address"] not in gpus:
-            wrong.append(f"{device['address']}: {speed:g} of {best:g} GT/s")
+        link = Link.of(device, above)
+        judged += link.shown
+        if lacks := link.shortfall(idles=device["address"] in gpus):
+            wrong.append(f"{device['address']}: {lacks}")
     if wrong:
         return one.fail("LinkDegraded", "PCIe link runs below what its slot can do", "; ".join(wrong))
     if not judged:
         return one.unproven("LinksNotShown", "the PCI bus shows no link of these devices", required=False)
     return one.good(f"{judged} devices")
-
-
-def _least(one: float | None, other: float | None) -> float | None:
-    found = [value for value in (one, other) if value and value < 255]
-    return min(found) if found else None
 
 
 @machine_check(
