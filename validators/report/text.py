@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from ..model import Run, Status
+from ..model import Result, Run, Status
 from .groups import ResultGroup, group
 
 STYLES = {
@@ -155,7 +155,7 @@ def _short(one: ResultGroup) -> list[Text]:
     if first.status is Status.SKIP:
         head.append(f" {first.finding.cause}", "dim")
     elif len(one.results) == 1:
-        head.append(f" {first.finding.subject.name}: {first.finding.detail or 'as expected'}")
+        head.append(f" {_about(first)}")
     elif len(details) == 1:
         head.append(f" {one.count}" + (f", each {first.finding.detail}" if first.finding.detail else ""))
     else:
@@ -163,5 +163,9 @@ def _short(one: ResultGroup) -> list[Text]:
         shown = one.results[:_SHOWN_DETAILS]
         rest = len(one.results) - len(shown)
         more = [Text(f"{'':<31}and {rest} more", "dim")] if rest else []
-        return [head, *(Text(f"{'':<31}{r.finding.subject.name}: {r.finding.detail}") for r in shown), *more]
+        return [head, *(Text(f"{'':<31}{_about(result)}") for result in shown), *more]
     return [head]
+
+
+def _about(result: Result) -> str:
+    return f"{result.finding.subject.name}: {result.finding.detail or 'as expected'}"
