@@ -185,16 +185,15 @@ def nccl_probe(
     except (InputError, ValueError) as error:
         failed = json.dumps({"exit": 2})
         return {pod["metadata"]["uid"]: Outcome(2, f"simulated: {error}\n", failed) for pod in pods}
-    outcomes = {}
+    outcomes, code = {}, 0 if done.whole else 1
     for index, (pod, host) in enumerate(zip(pods, hosts, strict=True)):
-        message: Object = {"index": index, "exit": 0 if done.whole else 1, "ranks": done.ranks}
-        if not done.whole:
-            del message["ranks"]
-        elif index == 0 and done.rails:
-            message["rails"] = done.rails
-        elif index == 0:
-            message |= {"busbw_gbytes_s": done.busbw_gbytes_s, "series": done.series, "wrong": 0}
-        outcomes[pod["metadata"]["uid"]] = Outcome(message["exit"], done.logs[host.name], json.dumps(message))
+        message: Object = {"index": index, "exit": code}
+        if done.whole:
+            message["ranks"] = done.ranks
+        if done.whole and index == 0:
+            measured = {"busbw_gbytes_s": done.busbw_gbytes_s, "series": done.series, "wrong": 0}
+            message |= {"rails": done.rails} if done.rails else measured
+        outcomes[pod["metadata"]["uid"]] = Outcome(code, done.logs[host.name], json.dumps(message))
     return outcomes
 
 

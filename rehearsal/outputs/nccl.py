@@ -117,7 +117,7 @@ def render(
     rows = _rows(hosts, len(ranks), sizes(min_bytes, max_bytes, repeats), noise)
     errors = _link_errors(hosts, ranks, dialect)
     if errors:
-        rows = rows[: len(rows) // 2]
+        rows = rows[: (len(rows) + 1) // 2]
     places = [Place(rank.number, rank.pid, rank.host.name, rank.gpu, rank.bus, rank.host.product) for rank in ranks]
     logs = {}
     for node, host in enumerate(hosts):
@@ -336,13 +336,13 @@ def _link_errors(hosts: Sequence[Host], ranks: Sequence[_Rank], dialect: Dialect
             if not _by_nic(source, target) or "Socket" in (source.host.network, target.host.network):
                 continue
             near, far = _nics(hop, source, target, dialect)
-            for rank, nic, peer in ((source, near, target), (target, far, source)):
+            for rank, nic, peer, other in ((source, near, target, far), (target, far, source, near)):
                 if (name := rank.host.nics[nic]) in rank.host.dying:
                     beside = places[rank.node, rank.host.owner_of(nic)]
                     said.setdefault(beside.number, []).append(dialect.port_error(name))
                     said.setdefault(rank.number, []).append(dialect.timeout(peer.host.address, name))
-                    other = peer.host.nics[far if rank is source else near]
-                    said.setdefault(peer.number, []).append(dialect.timeout(rank.host.address, other))
+                    theirs = dialect.timeout(rank.host.address, peer.host.nics[other])
+                    said.setdefault(peer.number, []).append(theirs)
     return {number: list(dict.fromkeys(texts)) for number, texts in said.items()}
 
 

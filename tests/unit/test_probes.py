@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from gpuready.charts_values.errors import ApiError, UnreachableError
-from gpuready.rehearsal.outputs.nccl import Host, render
+from gpuready.rehearsal.outputs.nccl import Host, render, render_rails
 from gpuready.validators import registry
 from gpuready.validators.acceptance.run import record_failure
 from gpuready.validators.acceptance.verdicts import RUN_LABEL, WORKLOAD_LABEL, refusal
@@ -110,6 +110,14 @@ def test_a_nic_that_goes_down_under_load_is_named_and_explains_the_failed_run(
     assert (run.finding.reason, run.finding.detail) == ("RunFailed", "gpu-1: exit 1")
 
 
+def test_a_nic_may_go_down_in_a_run_of_one_size() -> None:
+    hosts = [host(0), host(1, dying=frozenset({"mlx5_5"}))]
+    done = render_rails(hosts, ("mlx5_4", "mlx5_5"), min_bytes=1 << 30, max_bytes=1 << 30, seed=1)
+    assert not done.whole
+    assert "port error" in done.logs["pod-1"]
+    assert render_rails(hosts, ("mlx5_4",), min_bytes=1 << 30, max_bytes=1 << 30, seed=1).whole
+
+
 def test_a_pod_that_was_killed_explains_what_its_peers_say(expected: Expected, evidence: Evidence) -> None:
     after(evidence, host(0), host(1))
     address = host(1).address
@@ -121,6 +129,11 @@ def test_a_pod_that_was_killed_explains_what_its_peers_say(expected: Expected, e
         expected, ended(evidence, FAILED, {"exitCode": 137, "reason": "OOMKilled"}), "nccl.run", "nccl.errors"
     )
     assert (first.check, first.finding.detail) == ("nccl.run", "gpu-1: OOMKilled")
+    # What goes wrong on a host itself is no consequence of a dead peer.
+    evidence.logs["nccl-pair"]["pod-0"] += "pod-0:101:301 [0] enqueue.cc:1 NCCL WARN Cuda failure 'unknown error'\n"
+    (found, _) = bad(expected, ended(evidence, FAILED, {"exitCode": 137}), "nccl.run", "nccl.errors")[:2]
+    assert (found.id, found.finding.reason) == ("nccl.errors/node/gpu-0", "CudaFailure")
+    evidence.logs["nccl-pair"]["pod-0"] = evidence.logs["nccl-pair"]["pod-0"].rpartition("pod-0:101:301 [0] enqueue")[0]
     # By itself the same line accuses the peer.
     (found,) = bad(expected, ended(evidence, FAILED, FAILED), "nccl.errors")
     assert (found.id, found.finding.reason) == ("nccl.errors/node/gpu-1", "IbCompletion12")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from signal import SIGTERM
+from signal import SIGKILL
 from typing import Any
 
 from gpuready.charts_values.inventory import Group
@@ -18,8 +18,8 @@ from ..registry import check
 from .subjects import NODES, PROBES, name_of, node, passed, skipped
 
 _UPSTREAM = (*PROBES, *NODES, "nodes.schedulable", "gpu.allocatable", "rdma.allocatable", "smi.pod", "smi.gpus")
-# A container's exit code beyond it is a signal's number.
-_SIGNALLED = 128
+# The exit code of a container that SIGKILL ended.
+_KILLED = 128 + SIGKILL
 _PEERS_DOING = ("PeerFellBack", "PeerLacksRails")
 
 
@@ -50,9 +50,9 @@ def nccl_errors(expected: Expected, evidence: Evidence) -> Iterator[Finding]:
     for run in done:
         subject = subject_of(run, expected)
         errors = nccl.accusations(run.report)
-        failed = any(pod.exit_code for pod in run.pods) and all(one.first.echo for one in errors)
-        if errors and (failed or any(map(_killed, run.pods))):
-            yield skipped(subject, "what NCCL logged follows from the pod that failed")
+        failed, killed = any(pod.exit_code for pod in run.pods), any(map(_killed, run.pods))
+        if errors and all((failed and one.first.echo) or (killed and not one.first.local) for one in errors):
+            yield skipped(subject, "what NCCL logged follows from a pod that failed or did not start")
             continue
         if not errors:
             yield passed(subject)
@@ -212,11 +212,8 @@ def _failure(run: NcclRun, bad: list[PodVerdict]) -> str:
 
 
 def _killed(pod: PodVerdict) -> bool:
-    """Whether something ended the pod from outside, as the OOM killer does: its peers only miss it.
-
-    SIGTERM is how every pod of a run ends whose time was up.
-    """
-    return bool(pod.waiting) or ((pod.exit_code or 0) > _SIGNALLED and pod.exit_code != _SIGNALLED + SIGTERM)
+    """Whether the pod did not start or was killed, as the OOM killer does: its peers only miss it."""
+    return bool(pod.waiting) or pod.exit_code == _KILLED
 
 
 def _not_started(run: NcclRun, expected: Expected, evidence: Evidence, absent: tuple[int, ...]) -> Finding:

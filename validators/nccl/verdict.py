@@ -113,7 +113,7 @@ class Accusation(NamedTuple):
 def accusations(report: NcclReport) -> list[Accusation]:
     """The errors of a log by class and by the host that they speak of, root causes first."""
     groups: dict[tuple[str, str | None], list[ErrorRecord]] = {}
-    failed = {one.host for one in report.errors if one.local}
+    failed = {one.host for one in report.errors if one.local and one.host}
     for one in report.errors:
         groups.setdefault((one.name, _accused(one, report, failed)), []).append(one)
     return [Accusation(host, tuple(errors)) for (_, host), errors in groups.items()]
@@ -138,7 +138,7 @@ def _errors(report: NcclReport) -> Iterator[Finding]:
         )
 
 
-def _accused(error: ErrorRecord, report: NcclReport, failed: Set[str | None]) -> str | None:
+def _accused(error: ErrorRecord, report: NcclReport, failed: Set[str]) -> str | None:
     """The host that an error speaks of: the peer where it names one, else the one that reports it.
 
     Both sides of a dead link accuse each other. There it is the one that reports an error of its own (``failed``),
